@@ -1,0 +1,1 @@
+"""Headwater: recurrent networks from pre-training to the device."""

@@ -1,0 +1,94 @@
+"""Options: frozen, keyword-only, described where they are declared, checked at birth.
+
+Each verb has one flat config class, put together from the option groups of the parts it uses. The command line,
+the journey file and Python all read the same class, so an option exists in all three or in none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headwater.errors import ConfigError, did_you_mean
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""A share from 0 up to, and without, 1."""
+
+
+class Config(BaseModel):
+    """The base of every config: immutable, no unknown keys, the docstring under a field is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any], *, source: str = "options") -> Self:
+        """Build the config from plain values.
+
+        Args:
+            options: Option names (with ``_`` or ``-``) and values.
+            source: Where they came from, for messages: a file's name or ``"options"``.
+
+        Raises:
+            ConfigError: An option is unknown, missing or has an unusable value.
+        """
+        values = {key.replace("-", "_"): value for key, value in options.items()}
+        for key in values:
+            if key not in cls.model_fields:
+                raise ConfigError(
+                    f"{source}: unknown option {key!r}{did_you_mean(key, cls.model_fields)}; "
+                    f"{cls.__name__} knows: {', '.join(sorted(cls.model_fields))}"
+                )
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]) or cls.__name__
+            if first["type"] == "missing":
+                raise ConfigError(f"{source}: the option {name!r} is missing: {describe(cls, name)}") from error
+            reason = first["msg"].removeprefix("Value error, ")
+            reason = reason[:1].lower() + reason[1:]
+            where = "" if name == cls.__name__ else f"{name} = {first['input']!r}: "
+            raise ConfigError(f"{source}: {where}{reason}") from error
+
+
+def describe(config: type[BaseModel], name: str) -> str:
+    """Return the first sentence of a field's docstring."""
+    field = config.model_fields.get(name)
+    return (field.description or "no description").split("\n\n")[0].replace("\n", " ") if field else "unknown"
+
+
+class RunOptions(Config):
+    """How a verb runs; the same for all verbs that train."""
+
+    out: Path
+    """The folder to write; it becomes the checkpoint itself. Must not exist yet, or be empty."""
+    seed: int = 0
+    """Seeds every random choice; the same seed gives the same bits on one machine and thread count."""
+    resume: bool = False
+    """Continue an interrupted run in the same folder; ends with the same bits as one never interrupted."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; `auto` takes a GPU when there is one."""
+    threads: Annotated[int, Field(ge=0)] = 1
+    """Processor threads for the arithmetic; 0 takes all cores. More than one helps only on an idle machine."""
+    quiet: bool = False
+    """Print nothing but errors and the result."""
+
+
+class DataOptions(Config):
+    """Which rows to learn from."""
+
+    data: str
+    """Training rows: a CSV, TSV, JSON-lines or Parquet file (plain or .gz), or `card:NAME/SPLIT`."""
+    text: str = "text"
+    """The column that holds the text."""
+    label: str = "label"
+    """The column that holds the label."""
+    valid: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.1
+    """Share of the training rows held out to choose the best epoch."""
+    test: str | None = None
+    """Rows that training never sees, for the figures that are reported; without it the held-out share is used."""
+    rows: Annotated[int, Field(ge=0)] = 0
+    """Use only this many training rows, drawn evenly over the labels; 0 uses all."""

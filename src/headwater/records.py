@@ -1,0 +1,238 @@
+"""What a stage leaves behind: `stage.json`, the one thing that reports are made from.
+
+No torch is needed to read or write a record.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headwater.errors import CheckpointError
+from headwater.files import write_atomic
+
+Metrics = dict[str, float]
+"""Named figures; classification has at least `accuracy`, `macro_f1`, `loss` (nats) and `n` (rows)."""
+
+STAGE_FILE = "stage.json"
+
+
+class Record(BaseModel):
+    """The base of all records: no unknown keys, the docstring under a field says what it holds."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Parent(Record):
+    """A checkpoint that a stage started from."""
+
+    name: str
+    """Its folder's name."""
+    verb: str
+    identity: str
+    """SHA-256 over its weights, config and featurizer."""
+
+
+class DataUse(Record):
+    """One file of rows that a stage read."""
+
+    role: Literal["train", "valid", "test", "source", "predict"]
+    path: str
+    sha256: str
+    """Of the bytes of the file as it was read."""
+    rows: int
+    """Rows used, after choosing and dropping."""
+
+
+class Curve(Record):
+    """Something measured along the way, one point a step, an epoch or a round."""
+
+    name: str
+    """What the y axis shows, such as `valid accuracy`."""
+    x_label: str
+    x: list[float]
+    y: list[float]
+
+
+class Confusion(Record):
+    """Counts of rows by true label (rows) and predicted label (columns)."""
+
+    labels: list[str]
+    counts: list[list[int]]
+
+
+class ClientRow(Record):
+    """One client's figures."""
+
+    client: str
+    train_rows: int
+    test_rows: int
+    metrics: Metrics
+    """Such as `accuracy`, `accuracy_before`, `accuracy_after`, `accuracy_alone`."""
+
+
+class RoundRow(Record):
+    """One federated round."""
+
+    round: int
+    """Counted from 1."""
+    clients: int
+    """How many took part."""
+    bytes_down: int
+    """Bytes that a wire carries from the server to all clients of the round."""
+    bytes_up: int
+    """Bytes that a wire carries from the clients to the server."""
+    metrics: Metrics
+    """On the held-out rows, after the round."""
+    epsilon: float | None = None
+    """Privacy spent so far."""
+
+
+class Privacy(Record):
+    """What a federation promises to each client."""
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    """Standard deviation of the noise over the clipping norm."""
+    clip: float
+    """Largest L2 norm of one client's update."""
+    sampling_rate: float
+    """Chance of each client to take part in a round (Poisson sampling)."""
+    rounds: int
+    population: int
+    """Clients in all."""
+    unit: str = "client"
+    accountant: str
+    """The library and method that computed epsilon."""
+    note: str = ""
+
+
+class Coverage(Record):
+    """How much of the target's vocabulary the source knows."""
+
+    target_types: int
+    """Distinct tokens of the target vocabulary, special ones left out."""
+    copied: int
+    """Types found as they are."""
+    folded: int
+    """Types found after a fall-back (case)."""
+    composed: int
+    """Types built as the mean of their characters' rows."""
+    new: int
+    """Types that start from the mean row."""
+    types_share: float
+    """Known types (copied, folded, composed) over all."""
+    tokens_share: float
+    """The same, weighted by how often each occurs in the training rows."""
+
+
+class Latency(Record):
+    """How long one call takes; a ratio of two rows of one stage can be compared, a single time only with care."""
+
+    runtime: str
+    batch: int
+    length: int
+    """Tokens a row."""
+    median_us: float
+    """Microseconds a call."""
+    p90_us: float
+    threads: int = 1
+
+
+class Verification(Record):
+    """How an artifact compares with the model it was made from."""
+
+    passed: bool
+    batches: int
+    rows: int
+    max_difference: float
+    """Largest absolute difference of a class probability."""
+    tolerance: float
+    agreement: float
+    """Share of rows with the same predicted label."""
+
+
+class Example(Record):
+    """A row with each token's weight in the prediction."""
+
+    tokens: list[str]
+    weights: list[float]
+    """Fall of the predicted label's log-odds when the token is replaced by the unknown one; positive supports it."""
+    label: str
+    predicted: str
+    probability: float
+
+
+class StageRecord(Record):
+    """The facts of one stage."""
+
+    format: Literal[1] = 1
+    name: str
+    """The folder's name."""
+    verb: str
+    method: str = ""
+    """The transfer method, the aggregator, the compression method or the export target."""
+    config: dict[str, Any]
+    """Every option, defaults too."""
+    seed: int = 0
+    parents: list[Parent] = []
+    data: list[DataUse] = []
+    started: str
+    """UTC, ISO 8601."""
+    wall_seconds: float
+    versions: dict[str, str]
+    device: str = "cpu"
+    threads: int = 1
+    model: dict[str, Any] = {}
+    """Cell, sizes, parameters: a summary for reading."""
+    metrics: dict[str, Metrics] = {}
+    """By what was measured: `test`, or `valid` where no test rows were given; `before`, `after`."""
+    baselines: dict[str, Metrics] = {}
+    """`majority`, `tfidf_logistic_regression`: what the model must beat to be worth anything."""
+    controls: dict[str, Metrics] = {}
+    """`alone` (each client by itself) and `central` (all rows in one place)."""
+    curves: list[Curve] = []
+    confusion: Confusion | None = None
+    clients: list[ClientRow] = []
+    rounds: list[RoundRow] = []
+    stopped: str = ""
+    """Why training or the federation ended."""
+    privacy: Privacy | None = None
+    coverage: Coverage | None = None
+    sizes: dict[str, int] = {}
+    """Bytes of each file that a device needs, by name."""
+    latency: list[Latency] = []
+    verification: Verification | None = None
+    examples: list[Example] = []
+    correct: str = Field(default="", pattern="^[01]*$")
+    """One digit a test row, 1 where the prediction is right: what paired intervals are computed from."""
+    test_fingerprint: str = ""
+    """SHA-256 of the test rows in order: two stages can be paired only where it is equal."""
+    notes: list[str] = []
+    """Verdicts and warnings, a sentence each."""
+
+    def save(self, folder: Path) -> None:
+        """Write `stage.json` into the folder."""
+        write_atomic(folder / STAGE_FILE, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> StageRecord:
+        """Read `stage.json` from the folder.
+
+        Raises:
+            CheckpointError: There is none, or it isn't one that this version wrote.
+        """
+        path = folder / STAGE_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder} holds no {STAGE_FILE}: give a folder that a stage has written") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise CheckpointError(
+                f"{path} isn't a record of this version ({where}: {first['msg']}): run the stage again"
+            ) from error
