@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,10 +18,17 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 """A share from 0 up to, and without, 1."""
 
 
+Group = TypeVar("Group", bound="Config")
+
+
 class Config(BaseModel):
     """The base of every config: immutable, no unknown keys, the docstring under a field is its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    def only(self, group: type[Group]) -> Group:
+        """Return one of the option groups that this config is put together from."""
+        return group(**{name: getattr(self, name) for name in group.model_fields})
 
     @classmethod
     def parse(cls, options: Mapping[str, Any], *, source: str = "options") -> Self:

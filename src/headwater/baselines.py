@@ -1,0 +1,38 @@
+"""What a model must beat to be worth anything: the most frequent label, and a linear model on word counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from headwater.data.rows import Rows
+from headwater.features.text import TextFeaturizer
+from headwater.metrics import ClassificationCounts
+from headwater.records import Metrics
+
+
+def baselines(train: Rows, test: Rows, labels: Sequence[str], featurizer: TextFeaturizer) -> dict[str, Metrics]:
+    """Return the figures of both baselines on the test rows, trained on the same rows as the model.
+
+    The linear model is logistic regression on TF-IDF of the model's own tokens and their pairs, with the settings
+    that scikit-learn's users take (sublinear counts, C = 10).
+    """
+    numbers = {label: number for number, label in enumerate(labels)}
+    train_N = np.array([numbers[label] for label in train.labels])
+    test_N = np.array([numbers[label] for label in test.labels])
+    share_K = np.bincount(train_N, minlength=len(labels)) / len(train_N)
+    out = {"majority": ClassificationCounts.of(np.tile(share_K, (len(test_N), 1)), test_N).figures()}
+    counts = TfidfVectorizer(analyzer=lambda text: _grams(featurizer.tokens(text)), sublinear_tf=True)
+    linear = LogisticRegression(C=10.0, max_iter=1000)
+    linear.fit(counts.fit_transform(train.texts), train_N)
+    probabilities_NK = np.zeros((len(test_N), len(labels)))
+    probabilities_NK[:, linear.classes_] = linear.predict_proba(counts.transform(test.texts))
+    out["tfidf_logistic_regression"] = ClassificationCounts.of(probabilities_NK, test_N).figures()
+    return out
+
+
+def _grams(tokens: list[str]) -> list[str]:
+    return tokens + [f"{a} {b}" for a, b in zip(tokens, tokens[1:], strict=False)]

@@ -1,0 +1,122 @@
+"""Layers of cells: one or two directions, dropout between layers, ragged lengths.
+
+Shapes: B batch, T time, D input features, H hidden, R directions (1 or 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from headwater.cells import cell_class
+from headwater.cells.base import Cell, State
+
+
+class Layer(nn.Module):
+    """A cell that reads forwards and, if bidirectional, one that reads each row backwards from its own end."""
+
+    def __init__(
+        self, cell: type[Cell], input_size: int, hidden_size: int, *, bidirectional: bool, weight_drop: float
+    ) -> None:
+        super().__init__()
+        self.fwd = cell(input_size, hidden_size, weight_drop=weight_drop)
+        self.bwd = cell(input_size, hidden_size, weight_drop=weight_drop) if bidirectional else None
+
+    def forward(
+        self, x_BTD: Tensor, lengths_B: Tensor | None, reversal_BT: Tensor | None, state: dict[str, State]
+    ) -> tuple[Tensor, dict[str, State]]:
+        """Return the outputs (B, T, R*H) and the state of each direction."""
+        y_BTH, after = self.fwd(x_BTD, lengths_B, state.get("fwd"))
+        if self.bwd is None:
+            return y_BTH, {"fwd": after}
+        back_BTH, back = self.bwd(reverse(x_BTD, reversal_BT), lengths_B, state.get("bwd"))
+        return torch.cat([y_BTH, reverse(back_BTH, reversal_BT)], 2), {"fwd": after, "bwd": back}
+
+
+class RecurrentStack(nn.Module):
+    """Recurrent layers on top of each other.
+
+    Args:
+        cell: A name in the table of cells.
+        input_size: D.
+        hidden_size: H of each direction.
+        layers: How many.
+        bidirectional: Whether each layer also reads backwards. The reversal is within each row's own length, so
+            padding changes nothing.
+        dropout: Variational dropout on each layer's input but the first's: one mask a row for all steps
+            (Gal and Ghahramani 2016, arXiv:1512.05287).
+        weight_drop: See `Cell`.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        *,
+        layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        weight_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.output_size = hidden_size * (2 if bidirectional else 1)
+        self.bidirectional = bidirectional
+        self.dropout = dropout
+        sizes = [input_size] + [self.output_size] * (layers - 1)
+        made = cell_class(cell)
+        self.layers = nn.ModuleList(
+            Layer(made, size, hidden_size, bidirectional=bidirectional, weight_drop=weight_drop) for size in sizes
+        )
+
+    def forward(
+        self, x_BTD: Tensor, lengths_B: Tensor | None = None, state: State | None = None
+    ) -> tuple[Tensor, State]:
+        """Run over whole sequences.
+
+        Args:
+            x_BTD: Inputs, padded on the right.
+            lengths_B: Valid steps of each row; None where all rows are full.
+            state: Flat: ``"0.fwd.h"`` is h of the first layer's forward cell.
+
+        Returns:
+            The outputs (B, T, R*H), unspecified on padding, and the flat state after each row's last valid step.
+        """
+        reversal_BT = reversal_index(lengths_B, x_BTD) if self.bidirectional else None
+        after: State = {}
+        for number, layer in enumerate(self.layers):
+            if number and self.dropout and self.training:
+                x_BTD = locked_dropout(x_BTD, self.dropout)
+            x_BTD, states = layer(x_BTD, lengths_B, reversal_BT, _unflatten(state, number))
+            after |= {f"{number}.{side}.{name}": value for side, s in states.items() for name, value in s.items()}
+        return x_BTD, after
+
+
+def reversal_index(lengths_B: Tensor | None, x_BTD: Tensor) -> Tensor:
+    """Return for each step the step that takes its place when each row is reversed within its own length, (B, T)."""
+    steps_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+    if lengths_B is None:
+        return steps_T.flip(0).expand(x_BTD.shape[0], -1)
+    mirrored_BT = lengths_B.unsqueeze(1) - 1 - steps_T
+    return torch.where(mirrored_BT >= 0, mirrored_BT, steps_T)
+
+
+def reverse(x_BTD: Tensor, reversal_BT: Tensor | None) -> Tensor:
+    """Return the rows reversed by the index of `reversal_index`; it is its own inverse."""
+    assert reversal_BT is not None  # noqa: S101 - the stack makes it for every bidirectional pass
+    return x_BTD.gather(1, reversal_BT.unsqueeze(2).expand_as(x_BTD))
+
+
+def locked_dropout(x_BTD: Tensor, share: float) -> Tensor:
+    """Drop features with one mask a row, the same at all steps (variational dropout)."""
+    keep_B1D = torch.empty_like(x_BTD[:, :1]).bernoulli_(1 - share)
+    return x_BTD * (keep_B1D / (1 - share))
+
+
+def _unflatten(state: State | None, layer: int) -> dict[str, State]:
+    parts: dict[str, State] = {}
+    for key, value in (state or {}).items():
+        number, side, name = key.split(".")
+        if int(number) == layer:
+            parts.setdefault(side, {})[name] = value
+    return parts

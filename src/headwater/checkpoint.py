@@ -1,0 +1,256 @@
+"""The checkpoint: a folder that carries a model from stage to stage.
+
+=====================  ==============================================================================
+``model.safetensors``  the weights (never pickle); int8 values with their scales when compressed
+``personal.safetensors``  each client's own weights, when personalized
+``config.json``        encoder, task, featurizer options, dropout, compression
+``vocabulary.json``    the fitted featurizer (and ``tokenizer.json`` for byte-pair pieces)
+``lineage.json``       the stages it came through: parents by hash, data fingerprints, seeds, figures
+``card.md``            the same for people
+``stage.json``         the facts of the stage that wrote it
+``SHA256SUMS``         a checksum of every other file, in the form that ``sha256sum -c`` reads
+=====================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from headwater.config import Config
+from headwater.errors import CheckpointError
+from headwater.features.text import TextFeaturizer, TextOptions
+from headwater.files import sha256_bytes, sha256_file, write_atomic
+from headwater.lineage import Lineage
+from headwater.model import DropoutOptions, Encoder, EncoderOptions, SequenceModel
+from headwater.tasks import Task, task_class
+from headwater.weights import Weights
+
+FORMAT = "headwater.checkpoint/1"
+MODEL_FILE = "model.safetensors"
+PERSONAL_FILE = "personal.safetensors"
+CONFIG_FILE = "config.json"
+LINEAGE_FILE = "lineage.json"
+CARD_FILE = "card.md"
+SUMS_FILE = "SHA256SUMS"
+SCALE_SUFFIX = ".scale"
+_SEPARATOR = "\x1f"
+
+
+class ModelConfig(Config):
+    """What `config.json` holds: everything needed to build the model again."""
+
+    format: Literal["headwater.checkpoint/1"] = FORMAT
+    encoder: EncoderOptions
+    vocabulary_size: int
+    dropout: DropoutOptions
+    featurizer: TextOptions
+    task: dict[str, Any]
+    """The task's own settings; `name` says which task."""
+    compression: Literal["", "int8"] = ""
+    """How the weights are stored."""
+
+    def make_task(self) -> Task:
+        """Return the task with its settings."""
+        return task_class(str(self.task.get("name"))).parse(self.task, source=f"{CONFIG_FILE}, task")
+
+    def build(self) -> SequenceModel:
+        """Return a freshly drawn model; the global torch generator decides the weights."""
+        encoder = Encoder(self.vocabulary_size, self.encoder, self.dropout)
+        return SequenceModel(encoder, self.make_task().head(encoder, self.dropout.head_dropout))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with everything that a device needs to use it and a person to trust it.
+
+    Attributes:
+        config: What to build.
+        featurizer: The fitted text featurizer.
+        tensors: The weights as they are stored: float32, or int8 values beside float32 scales (``NAME.scale``).
+        lineage: The stages it came through.
+        personal: Each client's own weights, for the parameters that were personalized.
+        path: The folder it was loaded from.
+    """
+
+    config: ModelConfig
+    featurizer: TextFeaturizer
+    tensors: Weights
+    lineage: Lineage = field(default_factory=Lineage)
+    personal: Mapping[str, Weights] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of a classifier, in the order of their numbers; empty for other tasks."""
+        return tuple(self.config.task.get("labels", ()))
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over weights, config and featurizer: equal exactly if the models are."""
+        digest = hashlib.sha256()
+        for name, content in sorted(self._model_files().items()):
+            digest.update(f"{name} {sha256_bytes(content)}\n".encode())
+        return digest.hexdigest()
+
+    def weights(self, client: str | None = None) -> Weights:
+        """Return the float32 weights: int8 values times their scales, a client's own in place of the shared.
+
+        Raises:
+            CheckpointError: The checkpoint knows no such client.
+        """
+        decoded = {
+            name: value.float() * self.tensors[name + SCALE_SUFFIX] if name + SCALE_SUFFIX in self.tensors else value
+            for name, value in self.tensors.items()
+            if not name.endswith(SCALE_SUFFIX)
+        }
+        if client is None:
+            return decoded
+        if client not in self.personal:
+            raise CheckpointError(f"the checkpoint holds no model of client {client!r}; it has {len(self.personal)}")
+        return decoded | self.personal[client]
+
+    def model(self, client: str | None = None) -> SequenceModel:
+        """Return the model with these weights, in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):
+            model = self.config.build()
+        model.load_state_dict(self.weights(client))
+        return model.eval()
+
+    def with_model(self, model: SequenceModel, **changes: Any) -> Checkpoint:
+        """Return a checkpoint of the same make with another model's weights."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        return replace(self, tensors=tensors, personal={}, path=None, **changes)
+
+    def parameter_count(self) -> int:
+        """Return how many numbers the model has."""
+        return sum(value.numel() for name, value in self.tensors.items() if not name.endswith(SCALE_SUFFIX))
+
+    def save(self, folder: Path) -> None:
+        """Write the folder's files; each appears whole or not at all, the checksums last.
+
+        Raises:
+            OutputError: The disk is full or the folder can't be written.
+        """
+        files = self._model_files()
+        files[LINEAGE_FILE] = (self.lineage.model_dump_json(indent=1) + "\n").encode()
+        files[CARD_FILE] = self.lineage.card(self.config.model_dump(mode="json"), self.parameter_count()).encode()
+        for name, content in files.items():
+            write_atomic(folder / name, content)
+        seal(folder)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Checkpoint:
+        """Read a checkpoint folder, checking every file against its checksum.
+
+        Raises:
+            CheckpointError: The folder is no checkpoint, is damaged, or of another version.
+        """
+        folder = Path(path)
+        check_seal(folder, what="checkpoint", needed=(MODEL_FILE, CONFIG_FILE))
+        config = read_model_config(folder)
+        featurizer = TextFeaturizer.load(folder, config.featurizer)
+        tensors = safetensors.torch.load((folder / MODEL_FILE).read_bytes())
+        _check_fit(folder, config, featurizer, tensors)
+        personal: dict[str, Weights] = {}
+        if (folder / PERSONAL_FILE).exists():
+            for key, value in safetensors.torch.load((folder / PERSONAL_FILE).read_bytes()).items():
+                client, _, name = key.partition(_SEPARATOR)
+                personal.setdefault(client, {})[name] = value
+        return cls(config, featurizer, tensors, Lineage.load(folder / LINEAGE_FILE), personal, folder)
+
+    def _model_files(self) -> dict[str, bytes]:
+        files = {MODEL_FILE: safetensors.torch.save(self.tensors)}
+        files[CONFIG_FILE] = (self.config.model_dump_json(indent=1) + "\n").encode()
+        files |= {name: content.encode() for name, content in self.featurizer.files().items()}
+        if self.personal:
+            flat = {f"{client}{_SEPARATOR}{n}": v for client, w in self.personal.items() for n, v in w.items()}
+            files[PERSONAL_FILE] = safetensors.torch.save(flat)
+        return files
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """Read `config.json`.
+
+    Raises:
+        CheckpointError: It isn't one of this version.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        raw = json.loads(path.read_bytes())
+        found = raw.get("format") if isinstance(raw, dict) else None
+        if found != FORMAT:
+            raise CheckpointError(
+                f"{path} is of format {found!r}, this version reads {FORMAT!r}: "
+                "use the version of headwater that wrote it, or make the checkpoint again"
+            )
+        return ModelConfig.model_validate(raw)
+    except (OSError, ValueError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} isn't the config of a checkpoint of this version: {first}") from error
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of all the folder's files."""
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != SUMS_FILE and p.name[0] != ".")
+    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
+    write_atomic(folder / SUMS_FILE, "".join(lines))
+
+
+def check_seal(folder: Path, *, what: str, needed: tuple[str, ...]) -> None:
+    """Check every file of a folder against `SHA256SUMS`.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, or was never listed.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} isn't a folder: expected the folder of a {what}")
+    try:
+        listed = (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder} is no {what}: it holds no readable {SUMS_FILE}") from error
+    sums: dict[str, str] = {}
+    for line in listed:
+        match = re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line)
+        if not match:
+            raise CheckpointError(f"{folder / SUMS_FILE} is damaged: copy the {what} again from where it came from")
+        sums[match[2]] = match[1]
+    for name in needed:
+        if name not in sums:
+            raise CheckpointError(f"{folder} is no {what}: {SUMS_FILE} lists no {name}")
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing: copy the {what} again from where it came from")
+        if sha256_file(path) != expected:
+            raise CheckpointError(
+                f"{path} is damaged (its checksum isn't the one in {SUMS_FILE}): "
+                f"copy the {what} again from where it came from, or make it again"
+            )
+
+
+def _check_fit(folder: Path, config: ModelConfig, featurizer: TextFeaturizer, tensors: Mapping[str, Tensor]) -> None:
+    if len(featurizer.vocabulary) != config.vocabulary_size:
+        raise CheckpointError(
+            f"{folder}: the vocabulary has {len(featurizer.vocabulary)} tokens but the model was built for "
+            f"{config.vocabulary_size}: they come from two different checkpoints; copy the whole folder again"
+        )
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in config.build().state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in tensors.items() if not name.endswith(SCALE_SUFFIX)}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise CheckpointError(
+                f"{folder}: {MODEL_FILE} has {given.get(name, 'no')} for {name!r} where {CONFIG_FILE} says "
+                f"{wanted.get(name, 'none')}: they come from two different checkpoints; copy the whole folder again"
+            )

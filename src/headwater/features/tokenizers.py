@@ -1,0 +1,149 @@
+"""Text to tokens: words, characters, byte-pair pieces, Chinese words.
+
+A tokenizer turns a string into a list of strings; the vocabulary turns these into numbers. No torch here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import tempfile
+import unicodedata
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
+
+from headwater.errors import CheckpointError, MissingDependency
+from headwater.registry import lookup
+
+TokenizerName = Literal["word", "char", "bpe", "jieba"]
+
+TOKENIZERS = {
+    "word": "headwater.features.tokenizers:WordTokenizer",
+    "char": "headwater.features.tokenizers:CharTokenizer",
+    "bpe": "headwater.features.tokenizers:BpeTokenizer",
+    "jieba": "headwater.features.tokenizers:JiebaTokenizer",
+}
+
+_WORD = re.compile(
+    r"[\u3400-\u9fff\uf900-\ufaff]"  # a Chinese character stands alone
+    r"|[^\W_\u3400-\u9fff\uf900-\ufaff]+(?:['\u2019][^\W\d_]+)?"  # a word, with its 's or n't
+    r"|[^\w\s]"  # a punctuation mark
+)
+
+
+class Tokenizer(Protocol):
+    """Splits text. `state` is what it learned, as JSON; empty for those that learn nothing."""
+
+    def fit(self, texts: Iterable[str], size: int) -> None:
+        """Learn from the training texts; `size` bounds the pieces."""
+
+    def split(self, text: str) -> list[str]:
+        """Return the tokens of a text; empty for blank text."""
+
+    def state(self) -> str:
+        """Return what was learned."""
+
+    def restore(self, state: str) -> None:
+        """Take up what was learned."""
+
+
+class _Stateless:
+    """The half of a tokenizer that learns nothing."""
+
+    def fit(self, texts: Iterable[str], size: int) -> None:
+        """Learn nothing."""
+
+    def state(self) -> str:
+        """Return an empty state."""
+        return ""
+
+    def restore(self, state: str) -> None:
+        """Take up nothing."""
+
+
+class WordTokenizer(_Stateless):
+    """Words, single Chinese characters and punctuation marks."""
+
+    def split(self, text: str) -> list[str]:
+        """Return the words of a text."""
+        return _WORD.findall(unicodedata.normalize("NFC", text))
+
+
+class CharTokenizer(_Stateless):
+    """Characters; full-width forms become half-width (NFKC), white space is left out."""
+
+    def split(self, text: str) -> list[str]:
+        """Return the characters of a text."""
+        return [char for char in unicodedata.normalize("NFKC", text) if not char.isspace()]
+
+
+class JiebaTokenizer(_Stateless):
+    """Chinese words by jieba's dictionary and its hidden Markov model for unknown words."""
+
+    def split(self, text: str) -> list[str]:
+        """Return the words of a text."""
+        return [word for word in _jieba().lcut(unicodedata.normalize("NFKC", text)) if not word.isspace()]
+
+
+@functools.cache
+def _jieba() -> Any:
+    import jieba
+
+    jieba.setLogLevel(logging.ERROR)
+    segmenter = jieba.Tokenizer()
+    # jieba unmarshals a dictionary cache from the common temporary folder, where any user could have put one.
+    with tempfile.TemporaryDirectory() as private:
+        segmenter.tmp_dir = private
+        segmenter.initialize()
+    return segmenter
+
+
+class BpeTokenizer:
+    """Byte-pair pieces (Sennrich et al. 2016, arXiv:1508.07909), learned from the training texts."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+
+    def fit(self, texts: Iterable[str], size: int) -> None:
+        """Learn at most `size` pieces."""
+        library = _tokenizers()
+        self._model = library.Tokenizer(library.models.BPE(unk_token="<unk>"))  # noqa: S106 - a token, no password
+        self._model.pre_tokenizer = library.pre_tokenizers.Metaspace()
+        self._model.normalizer = library.normalizers.NFC()
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=size, min_frequency=2, special_tokens=["<unk>"], show_progress=False
+        )
+        self._model.train_from_iterator(texts, trainer)
+
+    def split(self, text: str) -> list[str]:
+        """Return the pieces of a text; a piece that begins a word starts with ``▁``."""
+        pieces: list[str] = self._model.encode(text).tokens
+        return pieces
+
+    def state(self) -> str:
+        """Return the merges, in the library's own JSON."""
+        learned: str = self._model.to_str()
+        return learned
+
+    def restore(self, state: str) -> None:
+        """Take up the merges."""
+        library = _tokenizers()
+        try:
+            self._model = library.Tokenizer.from_str(state)
+        except Exception as error:  # the library raises the bare class
+            raise CheckpointError(f"the byte-pair tokenizer of this checkpoint can't be read: {error}") from error
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise MissingDependency("tokenizers", extra="bpe", purpose="byte-pair tokenization") from error
+    return tokenizers
+
+
+def make_tokenizer(name: str) -> Tokenizer:
+    """Return a fresh tokenizer of a name in the table or of an entry point in ``headwater.tokenizers``."""
+    made: Tokenizer = lookup("headwater.tokenizers", TOKENIZERS, name)()
+    return made

@@ -1,0 +1,123 @@
+"""What pre-training and transfer share: read rows, fit a model on them, report on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from headwater.baselines import baselines
+from headwater.checkpoint import Checkpoint
+from headwater.config import DataOptions
+from headwater.data.rows import Rows, choose, hold_out, label_set, read_rows
+from headwater.evaluation import Evaluation
+from headwater.features.text import TextFeaturizer
+from headwater.model import SequenceModel
+from headwater.stage import Workspace
+from headwater.tasks import Task
+from headwater.tasks.classification import class_probabilities
+from headwater.trainer import FitResult, Objective, ParameterGroup, TaskObjective, TrainOptions, fit
+
+_EVALUATION_BATCH = 256
+_STEPS, _LEAST_EPOCHS, _MOST_EPOCHS = 400, 6, 30
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of a stage.
+
+    Attributes:
+        train: To learn from.
+        valid: To choose the best epoch; empty where there are too few rows.
+        test: To report on: the rows of `--test`, else the held-out ones.
+        test_name: ``"test"`` or ``"valid"``.
+        labels: Of the training rows, in order; empty for tasks without labels.
+    """
+
+    train: Rows
+    valid: Rows
+    test: Rows
+    test_name: str
+    labels: tuple[str, ...]
+
+    def uses(self) -> list[Any]:
+        """Return the records of the files read."""
+        parts = [self.train.use("train")]
+        if len(self.valid):
+            parts.append(self.valid.use("valid"))
+        return [*parts, self.test.use("test")] if self.test_name == "test" else parts
+
+
+def read_splits(options: DataOptions, seed: int, *, labelled: bool = True) -> Splits:
+    """Read, choose and split the rows that the options name."""
+    label = options.label if labelled else None
+    rows = read_rows(options.data, text=options.text, label=label)
+    labels = label_set(rows) if labelled else ()
+    rows = choose(rows, options.rows, seed)
+    train, valid = hold_out(rows, options.valid, seed)
+    if options.test:
+        return Splits(train, valid, read_rows(options.test, text=options.text, label=label), "test", labels)
+    return Splits(train, valid, valid, "valid", labels)
+
+
+def with_epochs(options: TrainOptions, rows: int) -> TrainOptions:
+    """Return the options with the number of epochs decided."""
+    if options.epochs:
+        return options
+    steps = max(1, -(-rows // options.batch_size))
+    return options.model_copy(update={"epochs": min(max(-(-_STEPS // steps), _LEAST_EPOCHS), _MOST_EPOCHS)})
+
+
+def fit_task(
+    model: SequenceModel,
+    task: Task,
+    featurizer: TextFeaturizer,
+    splits: Splits,
+    options: TrainOptions,
+    workspace: Workspace,
+    *,
+    seed: int,
+    groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
+    others: Sequence[Objective] = (),
+    trained: torch.nn.Module | None = None,
+) -> FitResult:
+    """Fit a model to its task's rows (and other objectives), choosing the epoch by the held-out rows."""
+    (trained or model).to(workspace.device)
+    options = with_epochs(options, len(splits.train))
+    examples = splits.train.encode(featurizer, splits.labels)
+    main = TaskObjective(model, task, examples, options.batch_size, seed, workspace.device)
+    held = splits.valid.encode(featurizer, splits.labels) if len(splits.valid) else None
+    epoch = 0
+
+    def evaluate() -> dict[str, float]:
+        nonlocal epoch
+        epoch += 1
+        if held is None:  # no rows to choose by: the last epoch wins
+            return {"epoch": float(epoch)}
+        return task.count(model, held, _EVALUATION_BATCH).figures()
+
+    return fit(
+        model,
+        [main, *others],
+        evaluate,
+        options if held is not None else options.model_copy(update={"patience": 0}),
+        best_by=task.best if held is not None else ("epoch", True),
+        seed=seed,
+        groups=groups,
+        trained=trained,
+        state_file=workspace.state_file(),
+        progress=workspace.progress,
+    )
+
+
+def classifier_facts(checkpoint: Checkpoint, splits: Splits, device: torch.device) -> dict[str, Any]:
+    """Return the record fields of a classifier: figures, confusion, baselines on the same rows."""
+    if not len(splits.test):
+        return {"notes": ["Too few rows to hold any out and no --test was given: the model was not measured."]}
+    examples = splits.test.encode(checkpoint.featurizer, checkpoint.labels)
+    model = checkpoint.model().to(device)
+    evaluation = Evaluation.of(splits.test, checkpoint.labels, class_probabilities(model, examples))
+    simple = baselines(splits.train, splits.test, checkpoint.labels, checkpoint.featurizer)
+    return evaluation.facts(splits.test_name) | {"baselines": simple}

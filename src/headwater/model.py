@@ -1,0 +1,140 @@
+"""A model is an encoder (embedding and recurrent layers) and the head of its task.
+
+Shapes: B batch, T time, V vocabulary, E embedding, H hidden, R directions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from headwater.cells.base import State
+from headwater.cells.stack import RecurrentStack, locked_dropout
+from headwater.config import Config, Fraction
+from headwater.features.text import PAD
+
+Pooling = Literal["concat", "last", "max", "mean"]
+
+
+class EncoderOptions(Config):
+    """The shape of the encoder."""
+
+    cell: str = "lstm"
+    """`lstm`, `gru`, `rnn`, `gru_reset_before` (or a cell of a plug-in). On a CPU the LSTM is the fastest to train."""
+    embedding_size: Annotated[int, Field(ge=1)] = 100
+    """Numbers a token is embedded into."""
+    hidden_size: Annotated[int, Field(ge=1)] = 128
+    """Units of each recurrent layer and direction."""
+    layers: Annotated[int, Field(ge=1)] = 1
+    """Recurrent layers."""
+    bidirectional: bool = True
+    """Read each row in both directions; a language model and a stream need one direction."""
+
+
+class DropoutOptions(Config):
+    """Dropout of the kinds that work for recurrent networks."""
+
+    embedding_dropout: Fraction = 0.1
+    """Share of the vocabulary's rows dropped in each step (Gal and Ghahramani 2016)."""
+    input_dropout: Fraction = 0.2
+    """Variational dropout on the embedded rows: one mask for all steps of a row."""
+    hidden_dropout: Fraction = 0.2
+    """Variational dropout between recurrent layers."""
+    weight_dropout: Fraction = 0.0
+    """Share of the recurrent weights dropped in each step (Merity et al. 2018)."""
+    head_dropout: Fraction = 0.3
+    """Dropout on what the head reads."""
+
+
+class Encoder(nn.Module):
+    """Tokens to recurrent states.
+
+    Args:
+        vocabulary_size: V.
+        options: The shape.
+        dropout: How much is dropped while training.
+    """
+
+    def __init__(self, vocabulary_size: int, options: EncoderOptions, dropout: DropoutOptions) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.embedding = nn.Embedding(vocabulary_size, options.embedding_size, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.embedding.weight.data[PAD] = 0.0
+        self.stack = RecurrentStack(
+            options.cell,
+            options.embedding_size,
+            options.hidden_size,
+            layers=options.layers,
+            bidirectional=options.bidirectional,
+            dropout=dropout.hidden_dropout,
+            weight_drop=dropout.weight_dropout,
+        )
+        self.output_size = self.stack.output_size
+
+    def forward(
+        self, tokens_BT: Tensor, lengths_B: Tensor | None = None, state: State | None = None
+    ) -> tuple[Tensor, State]:
+        """Return the states of the last layer (B, T, R*H), unspecified on padding, and the state to go on from."""
+        x_BTE = self.embed(tokens_BT)
+        return self.stack(x_BTE, lengths_B, state)
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Return the embedded tokens (B, T, E), with dropout while training."""
+        if not self.training:
+            return self.embedding(tokens_BT)
+        x_BTE = self.embedding(tokens_BT)
+        if share := self.dropout.embedding_dropout:
+            keep_V = torch.empty(self.embedding.num_embeddings, device=tokens_BT.device).bernoulli_(1 - share)
+            x_BTE = x_BTE * (keep_V / (1 - share))[tokens_BT].unsqueeze(2)
+        return locked_dropout(x_BTE, self.dropout.input_dropout) if self.dropout.input_dropout else x_BTE
+
+
+class SequenceModel(nn.Module):
+    """An encoder and a head that reads its states.
+
+    The parameters are named ``encoder.embedding.weight``, ``encoder.stack.layers.0.fwd.weight_ih``, ... and
+    ``head.*``: checkpoints, transfer, federation and exporters rely on these names.
+    """
+
+    def __init__(self, encoder: Encoder, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """Return what the head makes of the states."""
+        y_BTH, _ = self.encoder(tokens_BT, lengths_B)
+        out: Tensor = self.head(y_BTH, lengths_B)
+        return out
+
+
+def pool(y_BTH: Tensor, lengths_B: Tensor, pooling: Pooling, *, bidirectional: bool) -> Tensor:
+    """Sum up a row's states over its valid steps.
+
+    Args:
+        y_BTH: States (B, T, R*H).
+        lengths_B: Valid steps.
+        pooling: `last` (the state after the whole row has been read: for the backward direction that is at the
+            first step), `max`, `mean`, or `concat` of the three (Howard and Ruder 2018, arXiv:1801.06146).
+        bidirectional: Whether the second half of the features was read backwards.
+
+    Returns:
+        (B, R*H), or (B, 3*R*H) for `concat`.
+    """
+    valid_BT1 = (torch.arange(y_BTH.shape[1], device=y_BTH.device) < lengths_B.unsqueeze(1)).unsqueeze(2)
+    parts = []
+    if pooling in ("last", "concat"):
+        last_BH = y_BTH.gather(1, (lengths_B - 1).view(-1, 1, 1).expand(-1, 1, y_BTH.shape[2])).squeeze(1)
+        if bidirectional:
+            half = y_BTH.shape[2] // 2
+            last_BH = torch.cat([last_BH[:, :half], y_BTH[:, 0, half:]], 1)
+        parts.append(last_BH)
+    if pooling in ("max", "concat"):
+        parts.append(y_BTH.masked_fill(~valid_BT1, -torch.inf).amax(1))
+    if pooling in ("mean", "concat"):
+        parts.append(y_BTH.masked_fill(~valid_BT1, 0.0).sum(1) / lengths_B.unsqueeze(1).to(y_BTH.dtype))
+    return torch.cat(parts, 1)

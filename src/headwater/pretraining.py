@@ -1,0 +1,108 @@
+"""Pre-training: a model from a rich source task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from headwater.checkpoint import Checkpoint, ModelConfig
+from headwater.config import DataOptions, RunOptions
+from headwater.errors import ConfigError, DataError
+from headwater.features.text import TextFeaturizer, TextOptions
+from headwater.features.vectors import read_vectors
+from headwater.fitting import Splits, classifier_facts, fit_task, read_splits
+from headwater.model import DropoutOptions, EncoderOptions, Pooling, SequenceModel
+from headwater.stage import Outcome, Workspace, run_stage
+from headwater.tasks import task_class
+from headwater.trainer import TrainOptions
+
+
+class PretrainOptions(TrainOptions, DropoutOptions, EncoderOptions, TextOptions, DataOptions, RunOptions):
+    """Options of `pretrain`."""
+
+    task: Literal["classification", "language_modeling"] = "classification"
+    """What to learn from the source; a language model needs no labels, and reads in one direction."""
+    pooling: Pooling = "concat"
+    """How a classifier sums up a row's states: last, max, mean, or all three."""
+    vectors: Path | None = None
+    """Word vectors to start the embedding from (GloVe, word2vec or fastText text format, plain or .gz)."""
+
+
+def pretrain(options: PretrainOptions) -> Checkpoint:
+    """Train a model on a source task.
+
+    Returns:
+        The checkpoint, as written to ``options.out``.
+
+    Raises:
+        HeadwaterError: The data, the options or the output folder can't be used.
+    """
+    made = task_class(options.task)
+    if made.one_direction and options.bidirectional:
+        raise ConfigError(f"a {options.task} model must not read ahead: add --no-bidirectional")
+    run_stage("pretrain", options, lambda workspace: _work(options, workspace))
+    return Checkpoint.load(options.out)
+
+
+def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
+    labelled = task_class(options.task).needs_labels
+    splits = read_splits(options, options.seed, labelled=labelled)
+    if not labelled and not len(splits.valid):
+        raise DataError(f"{options.data} has {len(splits.train)} rows: too few to hold any out; give at least 200")
+    featurizer = TextFeaturizer.fit(splits.train.texts, options.only(TextOptions))
+    settings: dict[str, Any] = {"labels": splits.labels, "pooling": options.pooling} if labelled else {}
+    config = ModelConfig(
+        encoder=options.only(EncoderOptions),
+        vocabulary_size=len(featurizer.vocabulary),
+        dropout=options.only(DropoutOptions),
+        featurizer=options.only(TextOptions),
+        task={"name": options.task, **settings},
+    )
+    torch.manual_seed(options.seed)
+    model = config.build()
+    notes = _start_from_vectors(options, model, featurizer) if options.vectors else []
+    task = config.make_task()
+    result = fit_task(
+        model, task, featurizer, splits, options.only(TrainOptions), workspace, seed=options.seed
+    )
+    checkpoint = Checkpoint(config, featurizer, {}).with_model(model)
+    facts: dict[str, Any] = {"curves": result.curves, "stopped": result.stopped, "data": splits.uses(), "notes": notes}
+    if labelled:
+        measured = classifier_facts(checkpoint, splits, workspace.device)
+        facts |= measured | {"notes": notes + measured.get("notes", [])}
+    else:
+        test = splits.test.encode(featurizer, ())
+        facts["metrics"] = {splits.test_name: task.count(model, test, 64).figures()}
+        facts["baselines"] = {"unigram": _unigram(splits, featurizer)}
+    return Outcome(checkpoint, facts | {"method": options.task})
+
+
+def _start_from_vectors(options: PretrainOptions, model: SequenceModel, featurizer: TextFeaturizer) -> list[str]:
+    assert options.vectors is not None  # noqa: S101 - the caller has looked
+    found, size = read_vectors(options.vectors, featurizer.numbers)
+    if size != options.embedding_size:
+        raise ConfigError(
+            f"{options.vectors} holds vectors of {size} numbers, the model embeds into {options.embedding_size}: "
+            f"add --embedding-size {size}"
+        )
+    for number, vector in found.items():
+        model.encoder.embedding.weight.data[number] = torch.from_numpy(vector)
+    return [f"{len(found)} of {len(featurizer.vocabulary)} tokens start from {options.vectors.name}."]
+
+
+def _unigram(splits: Splits, featurizer: TextFeaturizer) -> dict[str, float]:
+    """Return the figures of always predicting by frequency: the language model's trivial baseline."""
+    from headwater.features.text import END
+
+    size = len(featurizer.vocabulary)
+    train = splits.train.encode(featurizer, ())
+    count_V = torch.bincount(torch.from_numpy(train.tokens), minlength=size).double() + 1
+    count_V[END] += len(train)
+    logs_V = (count_V / count_V.sum()).log()
+    test = splits.test.encode(featurizer, ())
+    tokens = torch.cat([torch.from_numpy(test.tokens), torch.full((len(test),), END)])
+    loss = float(-logs_V[tokens].mean())
+    hits = float((tokens == count_V.argmax()).double().mean())
+    return {"accuracy": hits, "loss": loss, "perplexity": float(torch.tensor(loss).exp()), "n": float(len(tokens))}

@@ -1,0 +1,114 @@
+"""The stages found under a folder, and what is asked of them more than once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from headwater.errors import CheckpointError, DataError
+from headwater.records import STAGE_FILE, DataUse, StageRecord
+
+ACCURACY_FROM = ("test", "after", "valid")
+
+
+def find_records(folder: Path) -> list[StageRecord]:
+    """Read every record in the folder and below it, in the order in which the stages started.
+
+    Raises:
+        DataError: The folder is missing.
+        CheckpointError: It holds no record, or one that can't be read.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} isn't a folder: give the folder that `headwater run` or a stage has written"
+        )
+    paths = sorted(
+        path
+        for path in folder.rglob(STAGE_FILE)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not paths:
+        raise CheckpointError(
+            f"no {STAGE_FILE} in {folder} or below it: give the folder that `headwater run` or a stage has written"
+        )
+    return sorted(map(load, paths), key=lambda record: (record.started, record.name))
+
+
+def load(path: Path) -> StageRecord:
+    """Read one record; whatever the disk answers becomes an error that names it."""
+    try:
+        return StageRecord.load(path.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"can't read {path}: {error.strerror}; make it readable or run the stage again"
+        ) from error
+
+
+def with_verb(records: Iterable[StageRecord], verb: str) -> list[StageRecord]:
+    """Return the stages that did this."""
+    return [record for record in records if record.verb == verb]
+
+
+def measured(record: StageRecord) -> tuple[str, dict[str, float]] | None:
+    """Return what the stage's accuracy was measured on and the figures, best evidence first."""
+    for name in (*ACCURACY_FROM, *sorted(record.metrics)):
+        if "accuracy" in record.metrics.get(name, {}):
+            return name, record.metrics[name]
+    return None
+
+
+def accuracy(record: StageRecord) -> float | None:
+    """Return the stage's accuracy, if it has one."""
+    found = measured(record)
+    return found[1]["accuracy"] if found else None
+
+
+def trained_on(record: StageRecord) -> DataUse | None:
+    """Return the rows that the stage learned from."""
+    return next((use for use in record.data if use.role == "train"), None)
+
+
+def same_test(first: StageRecord, second: StageRecord) -> bool:
+    """Say whether two stages were tested on the same rows in the same order."""
+    return (
+        first is second or (bool(first.test_fingerprint) and first.test_fingerprint == second.test_fingerprint)
+    )
+
+
+def ancestors(record: StageRecord, records: Sequence[StageRecord]) -> list[StageRecord]:
+    """Return the stages that this one came from, nearest first."""
+    by_name = {candidate.name: candidate for candidate in records}
+    found: list[StageRecord] = []
+    waiting = [parent.name for parent in record.parents]
+    while waiting:
+        ancestor = by_name.get(waiting.pop(0))
+        if ancestor is not None and ancestor is not record and ancestor not in found:
+            found.append(ancestor)
+            waiting.extend(parent.name for parent in ancestor.parents)
+    return found
+
+
+def identity_of(record: StageRecord, records: Iterable[StageRecord]) -> str:
+    """Return the stage's identity as the stages that came from it wrote it down, or an empty string."""
+    return next(
+        (parent.identity for other in records for parent in other.parents if parent.name == record.name), ""
+    )
+
+
+def distinct_labels(records: Sequence[StageRecord]) -> list[str]:
+    """Name the stages by their method, and by their folder where the method says too little."""
+    labels = [record.method or record.name for record in records]
+    labels = [
+        f"{label} (ε {record.privacy.epsilon:.3g})" if record.privacy else label
+        for label, record in zip(labels, records, strict=True)
+    ]
+    return [
+        label if labels.count(label) == 1 else record.name
+        for label, record in zip(labels, records, strict=True)
+    ]
+
+
+def plain(value: object) -> str:
+    """Write an option's value as its file would."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

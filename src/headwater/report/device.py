@@ -1,0 +1,108 @@
+"""What the sections on size, latency and verification show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from headwater.records import Latency, StageRecord
+from headwater.report import formatting as fmt
+from headwater.report.charts import Bar, interval_chart
+from headwater.report.collect import accuracy, ancestors
+
+SMALLER = ("compress", "export")
+
+
+def total(record: StageRecord) -> int:
+    """Return the bytes that a device needs."""
+    return sum(record.sizes.values())
+
+
+def full_size(record: StageRecord, records: Sequence[StageRecord]) -> int | None:
+    """Return the size of the nearest float32 checkpoint that a smaller artifact was made from."""
+    if record.verb not in SMALLER:
+        return None
+    full = (total(found) for found in ancestors(record, records) if found.verb not in SMALLER and found.sizes)
+    return next(full, None)
+
+
+def shrink(record: StageRecord, records: Sequence[StageRecord]) -> float | None:
+    """Return how many times smaller the artifact is than its float32 checkpoint."""
+    full = full_size(record, records)
+    return full / total(record) if full and total(record) else None
+
+
+def final_artifact(records: Sequence[StageRecord]) -> StageRecord | None:
+    """Return the last artifact: an export before a compressed model before a checkpoint."""
+    for verbs in (("export",), ("compress",), ()):
+        found = [record for record in records if total(record) and (not verbs or record.verb in verbs)]
+        if found:
+            return found[-1]
+    return None
+
+
+def size_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
+    """Return what the table of sizes shows: one line for runs of equal size, or None without sizes."""
+    merged: dict[tuple[object, ...], list[StageRecord]] = {}
+    for record in (record for record in records if total(record)):
+        alike = tuple(sorted(record.sizes.items())) if record.verb == "transfer" else (record.name,)
+        merged.setdefault((record.verb, *alike), []).append(record)
+    if not merged:
+        return None
+    lines = [size_line(group, records) for group in merged.values()]
+    bars = [Bar(line["short"], line["bytes"], class_="s0" if line["ratio"] else "same") for line in lines]
+    chart = size_chart(bars) if len(bars) > 1 else ""
+    return {"lines": lines, "chart": chart, "ratios": any(line["ratio"] for line in lines)}
+
+
+def size_line(group: Sequence[StageRecord], records: Sequence[StageRecord]) -> dict[str, Any]:
+    """Return one line of the table of sizes."""
+    first = group[0]
+    several = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    return {
+        "stage": first.name + several,
+        "short": f"{fmt.verb_label(first.verb)} {fmt.TIMES} {len(group)}" if several else first.name,
+        "method": first.method if not several else "",
+        "files": sorted(first.sizes.items()),
+        "bytes": total(first),
+        "ratio": shrink(first, records),
+        "accuracy": accuracy(first) if not several else None,
+    }
+
+
+def size_chart(bars: Sequence[Bar]) -> Any:
+    """Draw the sizes over one axis that starts at zero."""
+    shown = [
+        ("", [Bar(bar.label, bar.value, 0.0, bar.value, class_=bar.class_, tip=bar.tip) for bar in bars])
+    ]
+    return interval_chart(
+        shown, title="What a device has to hold", axis="bytes", show=fmt.size, show_tick=fmt.size, zero=True
+    )
+
+
+def latency_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
+    """Return the latencies with their ratios to the first row of the same stage, batch, length and threads."""
+    stages = [
+        {"name": record.name, "device": record.device, "lines": latency_lines(record.latency)}
+        for record in records
+        if record.latency
+    ]
+    return {"stages": stages} if stages else None
+
+
+def latency_lines(rows: Sequence[Latency]) -> list[dict[str, Any]]:
+    """Return each row beside the first one that was measured on the same work."""
+    reference: dict[tuple[int, int, int], Latency] = {}
+    lines = []
+    for row in rows:
+        first = reference.setdefault((row.batch, row.length, row.threads), row)
+        ratio = row.median_us / first.median_us if first is not row and first.median_us else None
+        lines.append({"row": row, "ratio": ratio, "reference": first.runtime})
+    return lines
+
+
+def device_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
+    """Return what the section on the device shows, or None where nothing was measured."""
+    verified = [record for record in records if record.verification]
+    facts = {"sizes": size_facts(records), "latency": latency_facts(records), "verified": verified}
+    return facts if any(facts.values()) else None

@@ -1,0 +1,198 @@
+"""What the sections on federated learning, personalization and privacy show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from headwater.records import ClientRow, Metrics, StageRecord
+from headwater.report import formatting as fmt
+from headwater.report.charts import Series, change_chart, distribution_chart, line_chart
+from headwater.report.collect import distinct_labels, measured
+from headwater.statistics import paired_bootstrap, verdict, worst_decile
+
+CONTROLS = {"alone": "Each client alone", "central": "All rows in one place"}
+
+
+def federated_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
+    """Return what the section on federations shows, or None without one."""
+    federations = [record for record in records if record.rounds]
+    if not federations:
+        return None
+    labels = distinct_labels(federations)
+    series = [
+        Series(
+            label,
+            [row.round for row in record.rounds],
+            [row.metrics.get("accuracy", np.nan) for row in record.rounds],
+        )
+        for label, record in zip(labels, federations, strict=True)
+    ]
+    controls = controls_of(federations)
+    levels = [(name, figures["accuracy"]) for name, figures in controls if "accuracy" in figures]
+    curves = line_chart(
+        series,
+        title="Accuracy by round",
+        x_label="round",
+        show=fmt.percent,
+        show_tick=fmt.percent_tick,
+        levels=levels,
+    )
+    return {
+        "lines": [federation_line(label, record) for label, record in zip(labels, federations, strict=True)],
+        "controls": controls,
+        "private": any(record.privacy for record in federations),
+        "curves": curves,
+        "clients": client_chart(labels, federations),
+    }
+
+
+def federation_line(label: str, record: StageRecord) -> dict[str, Any]:
+    """Return one federation's line of the table."""
+    found = measured(record)
+    figures = found[1] if found else record.rounds[-1].metrics
+    return {
+        "label": label,
+        "name": record.name,
+        "accuracy": figures.get("accuracy"),
+        "macro_f1": figures.get("macro_f1"),
+        "rounds": len(record.rounds),
+        "clients": len(record.clients) or None,
+        "stopped": record.stopped,
+        "down": sum(row.bytes_down for row in record.rounds),
+        "up": sum(row.bytes_up for row in record.rounds),
+        "privacy": record.privacy,
+    }
+
+
+def controls_of(records: Sequence[StageRecord]) -> list[tuple[str, Metrics]]:
+    """Return the distinct controls; one that differs between federations names its federation."""
+    found: dict[str, list[tuple[str, Metrics]]] = {}
+    for record in records:
+        for name, figures in record.controls.items():
+            known = found.setdefault(name, [])
+            if figures not in [other for _, other in known]:
+                known.append((record.name, figures))
+    return [
+        (CONTROLS.get(name, name.replace("_", " ")) + (f", {stage}" if len(some) > 1 else ""), figures)
+        for name, some in found.items()
+        for stage, figures in some
+    ]
+
+
+def client_chart(labels: Sequence[str], records: Sequence[StageRecord]) -> Markup:
+    """Draw the accuracy of every client under each federation."""
+    groups = [
+        (
+            label,
+            [(row.client, row.metrics["accuracy"]) for row in record.clients if "accuracy" in row.metrics],
+        )
+        for label, record in zip(labels, records, strict=True)
+    ]
+    alone = alone_of(records)
+    if alone:
+        groups.append(("each client alone", alone))
+    return distribution_chart(
+        groups, title="Accuracy of each client", axis="accuracy on the client's own test rows"
+    )
+
+
+def alone_of(records: Sequence[StageRecord]) -> list[tuple[str, float]]:
+    """Return what each client reaches by itself, from the first federation that measured it."""
+    for record in records:
+        rows = [
+            (row.client, row.metrics["accuracy_alone"])
+            for row in record.clients
+            if "accuracy_alone" in row.metrics
+        ]
+        if rows:
+            return rows
+    return []
+
+
+def privacy_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
+    """Return what the section on privacy shows, or None where nothing was spent."""
+    private = [record for record in records if record.privacy]
+    if not private:
+        return None
+    labels = [record.name for record in private]
+    series = [
+        Series(
+            label,
+            [row.round for row in record.rounds if row.epsilon is not None],
+            [row.epsilon for row in record.rounds if row.epsilon is not None],
+        )
+        for label, record in zip(labels, private, strict=True)
+    ]
+    chart = line_chart(series, title="Privacy spent, ε", x_label="round")
+    return {"lines": [{"name": record.name, "privacy": record.privacy} for record in private], "chart": chart}
+
+
+def personal_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
+    """Return what the section on personalization shows, or None without a before and after for each client."""
+    stages = [facts for record in records if (facts := personal_stage(record))]
+    return {"stages": stages} if stages else None
+
+
+def personal_stage(record: StageRecord) -> dict[str, Any] | None:
+    """Return one personalization: each client before and after."""
+    clients = [row for row in record.clients if {"accuracy_before", "accuracy_after"} <= row.metrics.keys()]
+    if not clients:
+        return None
+    before = [row.metrics["accuracy_before"] for row in clients]
+    after = [row.metrics["accuracy_after"] for row in clients]
+    interval = paired_bootstrap(after, before)
+    names = [row.client for row in clients]
+    groups = [
+        ("before", list(zip(names, before, strict=True))),
+        ("after", list(zip(names, after, strict=True))),
+    ]
+    alone = alone_of([record])
+    if alone:
+        groups.append(("each client alone", alone))
+    return {
+        "name": record.name,
+        "method": record.method,
+        "lines": [{"label": label, **summary([value for _, value in rows])} for label, rows in groups],
+        "interval": interval,
+        "verdict": verdict(interval),
+        "gained": sum(b > a for a, b in zip(before, after, strict=True)),
+        "lost": sum(b < a for a, b in zip(before, after, strict=True)),
+        "same": sum(b == a for a, b in zip(before, after, strict=True)),
+        "clients": [client_line(row) for row in sorted(clients, key=lambda row: row.client)],
+        "distribution": distribution_chart(
+            groups, title="Accuracy of each client", axis="accuracy on the client's own test rows"
+        ),
+        "change": change_chart(
+            list(zip(names, before, after, strict=True)),
+            title="After over before",
+            note="One dot a client; larger where several coincide. Above the diagonal, a client gained.",
+        ),
+    }
+
+
+def client_line(row: ClientRow) -> dict[str, Any]:
+    """Return one client's line of the table."""
+    before, after = row.metrics["accuracy_before"], row.metrics["accuracy_after"]
+    return {
+        "client": row.client,
+        "train_rows": row.train_rows,
+        "test_rows": row.test_rows,
+        "before": before,
+        "after": after,
+        "change": after - before,
+    }
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Return mean, worst tenth, spread and range over clients, each client counting the same."""
+    return {
+        "mean": float(np.mean(values)),
+        "worst": worst_decile(values),
+        "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+        "low": min(values),
+        "high": max(values),
+    }

@@ -1,0 +1,179 @@
+"""The sections of the report in their order; one without facts is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headwater.records import Curve, DataUse, Example, StageRecord
+from headwater.report import formatting as fmt
+from headwater.report.charts import Series, heat_map, line_chart
+from headwater.report.collect import identity_of, plain, with_verb
+from headwater.report.device import device_facts
+from headwater.report.federation import federated_facts, personal_facts, privacy_facts
+from headwater.report.lineage import draw_lineage
+from headwater.report.transfer import transfer_facts
+
+Facts = dict[str, Any]
+MOST_EXAMPLES = 12
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section: `key` names its anchor and its template."""
+
+    key: str
+    title: str
+    facts: Facts
+
+
+def lineage_facts(records: Sequence[StageRecord]) -> Facts | None:
+    """Return the drawn graph."""
+    wide, tall = draw_lineage(records)
+    return {"wide": wide, "tall": tall}
+
+
+def notes_facts(records: Sequence[StageRecord]) -> Facts | None:
+    """Return the stages' own sentences; one that many stages say stands once."""
+    said: dict[str, list[str]] = {}
+    for record in records:
+        for note in record.notes:
+            said.setdefault(note, []).append(record.name)
+    return {"notes": [{"text": note, "stages": stages} for note, stages in said.items()]} if said else None
+
+
+def data_facts(records: Sequence[StageRecord]) -> Facts | None:
+    """Return each file of rows once, with the stages that read it."""
+    uses: dict[tuple[str, str, str], list[tuple[str, DataUse]]] = {}
+    for record in records:
+        for use in record.data:
+            uses.setdefault((use.path, use.sha256, use.role), []).append((record.name, use))
+    lines = []
+    for (path, sha256, role), some in uses.items():
+        counts = sorted({use.rows for _, use in some})
+        rows = fmt.count(counts[0]) + (f" {fmt.DASH} {fmt.count(counts[-1])}" if len(counts) > 1 else "")
+        stages = list(dict.fromkeys(name for name, _ in some))
+        lines.append({"path": path, "sha256": sha256, "role": role, "rows": rows, "stages": stages})
+    return {"lines": lines} if lines else None
+
+
+def curve_charts(curves: Sequence[Curve]) -> list[Any]:
+    """Draw the curves; those that measure the same over the same steps share a chart."""
+    charts: dict[tuple[str, str], list[Curve]] = {}
+    for curve in curves:
+        quantity = curve.name.split()[-1] if curve.name.split() else curve.name
+        charts.setdefault((quantity, curve.x_label), []).append(curve)
+    drawn = []
+    for (quantity, x_label), some in charts.items():
+        share = quantity in {"accuracy", "macro_f1", "coverage"}
+        drawn.append(
+            line_chart(
+                [Series(curve.name, curve.x, curve.y) for curve in some],
+                title=quantity[:1].upper() + quantity[1:],
+                x_label=x_label,
+                show=fmt.percent if share else fmt.number,
+                show_tick=fmt.percent_tick if share else fmt.number,
+            )
+        )
+    return [chart for chart in drawn if chart]
+
+
+def in_matrix(record: StageRecord, records: Sequence[StageRecord]) -> bool:
+    """Say whether the stage is one of several transfer runs, whose curves stand in the appendix."""
+    return record.verb == "transfer" and len(with_verb(records, "transfer")) > 1
+
+
+def training_facts(records: Sequence[StageRecord]) -> Facts | None:
+    """Return the learning curves of the stages that stand alone."""
+    stages = [
+        {"record": record, "charts": charts}
+        for record in records
+        if not in_matrix(record, records) and (charts := curve_charts(record.curves))
+    ]
+    return {"stages": stages} if stages else None
+
+
+def coverage_facts(records: Sequence[StageRecord]) -> Facts | None:
+    """Return the vocabulary coverages, equal ones once."""
+    found: dict[str, Facts] = {}
+    for record in records:
+        if record.coverage:
+            facts = {"coverage": record.coverage, "stages": []}
+            found.setdefault(record.coverage.model_dump_json(), facts)["stages"].append(record.name)
+    return {"lines": list(found.values())} if found else None
+
+
+def confusion_facts(records: Sequence[StageRecord]) -> Facts | None:
+    """Return the last stage's confusion matrix, then those of the other stages that stand alone."""
+    drawn = [
+        {"name": record.name, "chart": chart}
+        for record in reversed(records)
+        if record.confusion
+        and (chart := heat_map(record.confusion.labels, record.confusion.counts, title=record.name))
+        and not in_matrix(record, records)
+    ]
+    return {"first": drawn[0], "others": drawn[1:]} if drawn else None
+
+
+def example_facts(records: Sequence[StageRecord]) -> Facts | None:
+    """Return highlighted rows of the last stage that explained some."""
+    explained = [record for record in records if record.examples]
+    if not explained:
+        return None
+    record = explained[-1]
+    examples = record.examples[:MOST_EXAMPLES]
+    return {
+        "name": record.name,
+        "examples": [example_line(example) for example in examples],
+        "left_out": len(record.examples) - len(examples),
+    }
+
+
+def example_line(example: Example) -> Facts:
+    """Return a row with each token's weight on a scale of its own, from -1 to 1."""
+    largest = max((abs(weight) for weight in example.weights), default=0.0) or 1.0
+    tokens = [
+        {"text": token, "weight": weight, "share": max(-1.0, min(1.0, weight / largest))}
+        for token, weight in zip(example.tokens, example.weights, strict=False)
+    ]
+    return {"tokens": tokens, "example": example, "right": example.label == example.predicted}
+
+
+def appendix_facts(records: Sequence[StageRecord]) -> Facts | None:
+    """Return everything that a stage says about how it ran."""
+    stages = []
+    for record in records:
+        facts = {
+            "record": record,
+            "identity": identity_of(record, records),
+            "config": [(key, plain(value)) for key, value in sorted(record.config.items())],
+            "model": [(key, plain(value)) for key, value in sorted(record.model.items())],
+            "versions": sorted(record.versions.items()),
+            "charts": curve_charts(record.curves) if in_matrix(record, records) else [],
+        }
+        stages.append(facts)
+    return {"stages": stages, "wall": sum(record.wall_seconds for record in records)}
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[Sequence[StageRecord]], Facts | None]], ...] = (
+    ("lineage", "Lineage", lineage_facts),
+    ("notes", "Notes and warnings", notes_facts),
+    ("data", "Data", data_facts),
+    ("training", "Training curves", training_facts),
+    ("transfer", "Transfer", transfer_facts),
+    ("coverage", "Vocabulary coverage", coverage_facts),
+    ("federated", "Federated learning", federated_facts),
+    ("privacy", "Privacy spent", privacy_facts),
+    ("personal", "Personalization", personal_facts),
+    ("confusion", "Confusion", confusion_facts),
+    ("device", "On the device", device_facts),
+    ("examples", "What the model reads", example_facts),
+    ("appendix", "Appendix: how each stage ran", appendix_facts),
+)
+
+
+def build_sections(records: Sequence[StageRecord]) -> list[Section]:
+    """Return the sections that have something to show."""
+    built = ((key, title, make(records)) for key, title, make in SECTIONS)
+    return [Section(key, title, facts) for key, title, facts in built if facts]

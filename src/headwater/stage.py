@@ -1,0 +1,213 @@
+"""Running a stage: it works in ``OUT.partial`` and becomes ``OUT`` in one step, so nothing is ever half written."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from headwater.checkpoint import Checkpoint, seal
+from headwater.config import RunOptions
+from headwater.errors import ConfigError, OutputError
+from headwater.files import output_errors, write_atomic
+from headwater.lineage import LineageEntry
+from headwater.progress import Progress
+from headwater.records import STAGE_FILE, Parent, StageRecord
+
+_RUN_FILE = ".run.json"
+_STATE_FILE = ".state.safetensors"
+_NO_RESULT = {"out", "resume", "quiet", "device", "threads"}
+"""Options that do not say what is computed."""
+
+
+@dataclass
+class Workspace:
+    """What a stage works with.
+
+    Attributes:
+        folder: Where to write; becomes the output folder when the stage is done.
+        device: Where to compute.
+        progress: Where to show how it goes.
+    """
+
+    folder: Path
+    device: torch.device
+    progress: Progress
+
+    def state_file(self, name: str = "") -> Path:
+        """Return where an interrupted part of the work continues from."""
+        return self.folder / (f".{name}{_STATE_FILE}" if name else _STATE_FILE)
+
+
+@dataclass
+class Outcome:
+    """What a stage made.
+
+    Attributes:
+        checkpoint: The new checkpoint; None where the stage wrote its own files.
+        facts: Fields of the stage record.
+        parents: The checkpoints it started from.
+    """
+
+    checkpoint: Checkpoint | None
+    facts: dict[str, Any] = field(default_factory=dict)
+    parents: tuple[Checkpoint, ...] = ()
+
+
+def run_stage(verb: str, options: RunOptions, work: Callable[[Workspace], Outcome]) -> StageRecord:
+    """Run a stage and publish its folder.
+
+    Args:
+        verb: The command's name.
+        options: Its options; `out` is the folder.
+        work: Does the work.
+
+    Raises:
+        OutputError: The folder holds something else, or an interrupted run was not asked to be resumed.
+    """
+    asked = {k: v for k, v in options.model_dump(mode="json").items() if k not in _NO_RESULT}
+    if done := _finished(options, verb, asked):
+        return done
+    partial = _open_partial(options, {"verb": verb, **asked})
+    started, clock = datetime.now(UTC), time.perf_counter()
+    device = set_device(options)
+    with Progress(f"{verb} {options.out.name}", quiet=options.quiet) as progress, output_errors(partial):
+        outcome = work(Workspace(partial, device, progress))
+        facts: dict[str, Any] = {
+            "name": options.out.name,
+            "verb": verb,
+            "config": options.model_dump(mode="json", exclude={"resume", "quiet"}),
+            "seed": options.seed,
+            "parents": [parent_of(checkpoint) for checkpoint in outcome.parents],
+            "started": started.isoformat(timespec="seconds"),
+            "wall_seconds": time.perf_counter() - clock,
+            "versions": versions(),
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+        }
+        if outcome.checkpoint:
+            facts["model"] = summary(outcome.checkpoint)
+        record = StageRecord(**(facts | outcome.facts))
+        _publish(options.out, partial, record, outcome.checkpoint)
+    return record
+
+
+def _publish(out: Path, partial: Path, record: StageRecord, checkpoint: Checkpoint | None) -> None:
+    for leftover in partial.glob(".*"):
+        leftover.unlink()
+    record.save(partial)
+    if checkpoint:
+        entry = LineageEntry(
+            **{name: getattr(record, name) for name in LineageEntry.model_fields},
+        )
+        replace(checkpoint, lineage=checkpoint.lineage.then(entry)).save(partial)
+    else:
+        seal(partial)
+    if out.exists():
+        out.rmdir()
+    partial.replace(out)
+
+
+def _finished(options: RunOptions, verb: str, asked: dict[str, Any]) -> StageRecord | None:
+    """Return the record of a run that is complete already, if resuming; refuse any other content."""
+    out = options.out
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not out.is_dir():
+        raise OutputError(f"{out} is a file: --out names a folder; choose another")
+    if not (out / STAGE_FILE).exists():
+        raise OutputError(f"{out} holds something else: choose a new or empty folder for --out")
+    record = StageRecord.load(out)
+    if not options.resume:
+        raise OutputError(f"{out} already holds the result of a {record.verb!r}: choose another --out, or delete it")
+    stored = {k: v for k, v in record.config.items() if k not in _NO_RESULT}
+    _same({"verb": record.verb, **stored}, {"verb": verb, **asked}, out)
+    return record
+
+
+def _open_partial(options: RunOptions, asked: dict[str, Any]) -> Path:
+    partial = options.out.with_name(options.out.name + ".partial")
+    run_file = partial / _RUN_FILE
+    if partial.exists():
+        if not run_file.exists():
+            raise OutputError(f"{partial} holds something else: move it away, or choose another --out")
+        if options.resume:
+            _same(json.loads(run_file.read_text()), asked, partial)
+            return partial
+        if any(path.name.endswith(_STATE_FILE) for path in partial.iterdir()):
+            raise OutputError(
+                f"{partial} holds an interrupted run: add --resume to continue it, or delete it to start again"
+            )
+        shutil.rmtree(partial)
+    with output_errors(partial):
+        partial.mkdir(parents=True)
+        write_atomic(run_file, json.dumps(asked))
+    return partial
+
+
+def _same(stored: dict[str, Any], asked: dict[str, Any], where: Path) -> None:
+    for key in sorted(stored.keys() | asked.keys()):
+        if stored.get(key) != asked.get(key):
+            raise ConfigError(
+                f"{where} was begun with {key} = {stored.get(key)!r}, now it is {asked.get(key)!r}: "
+                "resume with the same options, or choose another --out"
+            )
+
+
+def set_device(options: RunOptions) -> torch.device:
+    """Return the device to compute on; set the number of threads.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda': torch finds no usable GPU here; use --device cpu or auto")
+    use_gpu = options.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def parent_of(checkpoint: Checkpoint) -> Parent:
+    """Return the record of a checkpoint that a stage starts from."""
+    last = checkpoint.lineage.stages[-1] if checkpoint.lineage.stages else None
+    return Parent(
+        name=last.name if last else "unnamed", verb=last.verb if last else "import", identity=checkpoint.identity
+    )
+
+
+def summary(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a reader wants to know of a model."""
+    encoder = checkpoint.config.encoder
+    return {
+        "cell": encoder.cell,
+        "layers": encoder.layers,
+        "bidirectional": encoder.bidirectional,
+        "hidden_size": encoder.hidden_size,
+        "embedding_size": encoder.embedding_size,
+        "vocabulary": checkpoint.config.vocabulary_size,
+        "tokenizer": checkpoint.config.featurizer.tokenizer,
+        "parameters": checkpoint.parameter_count(),
+        "task": checkpoint.config.task["name"],
+        "labels": list(checkpoint.labels),
+        "clients": len(checkpoint.personal),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {
+        "headwater": version("headwater"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

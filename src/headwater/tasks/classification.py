@@ -1,0 +1,79 @@
+"""One label a row.
+
+Shapes: B batch, T time, H features of the states, K classes, N rows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from headwater.data.batches import Batch, Examples
+from headwater.metrics import ClassificationCounts
+from headwater.model import Encoder, Pooling, SequenceModel, pool
+from headwater.tasks.base import Task
+
+
+class Classification(Task):
+    """Classification of whole rows."""
+
+    best: ClassVar[tuple[str, bool]] = ("accuracy", True)
+
+    name: Literal["classification"] = "classification"
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    """The labels, in the order of their numbers."""
+    pooling: Pooling = "concat"
+    """How a row's states become one vector."""
+
+    def head(self, encoder: Encoder, dropout: float) -> nn.Module:
+        """Return a linear head on pooled states."""
+        return PooledLinear(encoder, len(self.labels), self.pooling, dropout)
+
+    def loss(self, model: SequenceModel, batch: Batch) -> Tensor:
+        """Return the mean cross entropy."""
+        return F.cross_entropy(model(batch.tokens_BT, batch.lengths_B).float(), batch.targets_B)
+
+    def count(self, model: SequenceModel, examples: Examples, batch_size: int) -> ClassificationCounts:
+        """Count right and wrong rows."""
+        return ClassificationCounts.of(class_probabilities(model, examples, batch_size), examples.targets_N)
+
+
+class PooledLinear(nn.Module):
+    """Pool the valid states, then one linear layer: logits (B, K)."""
+
+    def __init__(self, encoder: Encoder, classes: int, pooling: Pooling, dropout: float) -> None:
+        super().__init__()
+        self.pooling: Pooling = pooling
+        self.bidirectional = encoder.stack.bidirectional
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(encoder.output_size * (3 if pooling == "concat" else 1), classes)
+
+    def pooled(self, y_BTH: Tensor, lengths_B: Tensor) -> Tensor:
+        """Return the pooled states that the linear layer reads."""
+        return pool(y_BTH, lengths_B, self.pooling, bidirectional=self.bidirectional)
+
+    def forward(self, y_BTH: Tensor, lengths_B: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        logits_BK: Tensor = self.linear(self.dropout(self.pooled(y_BTH, lengths_B)))
+        return logits_BK
+
+
+@torch.inference_mode()
+def class_probabilities(model: SequenceModel, examples: Examples, batch_size: int = 256) -> np.ndarray:
+    """Return each row's class probabilities (N, K) in float32, in the order of the rows."""
+    model.eval()
+    device = next(model.parameters()).device
+    out: list[tuple[np.ndarray, np.ndarray]] = []
+    for rows, host_batch in examples.in_order(batch_size):
+        batch = host_batch.to(device)
+        logits_BK = model(batch.tokens_BT, batch.lengths_B).float()
+        out.append((rows, logits_BK.softmax(1).cpu().numpy()))
+    probabilities = np.empty((len(examples), out[0][1].shape[1]), dtype=np.float32)
+    for rows, part in out:
+        probabilities[rows] = part
+    return probabilities

@@ -1,0 +1,433 @@
+"""Fit a model, watch the held-out rows, keep the best weights, continue exactly where a killed run stopped.
+
+Every random choice is a pure function of the seed and the step, or comes from torch's generator, whose state is
+saved: so a resumed run ends with the same bits as one never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import safetensors.torch
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from headwater.config import Config
+from headwater.data.batches import Batch, Examples, Shuffler
+from headwater.errors import CheckpointError, ConfigError, DataError
+from headwater.files import write_atomic
+from headwater.model import SequenceModel
+from headwater.progress import Progress
+from headwater.records import Curve
+from headwater.tasks.base import Task
+from headwater.weights import Weights, load_weights, weights_of
+
+AUTOSAVE_SECONDS = 10.0
+"""How much work a kill can cost at most; saving more often would slow small runs down."""
+
+
+class TrainOptions(Config):
+    """How a model is fitted."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over the training rows at most; 0 chooses by their number: enough for about 400 steps, 6 to 30."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Rows a step."""
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = 3e-3
+    """Peak learning rate; `auto` runs the learning-rate finder first."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`adamw` (Loshchilov and Hutter 2019) or `sgd` with momentum 0.9."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay."""
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    """One cycle (Smith 2018, arXiv:1803.09820): up over the first quarter, then down along a cosine."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest L2 norm of the gradient."""
+    patience: Annotated[int, Field(ge=0)] = 3
+    """Stop after this many epochs without a better held-out figure; 0 never stops early."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """`bfloat16` computes in that type where the processor has it; `auto` uses it if so."""
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate and a time to thaw.
+
+    Attributes:
+        prefixes: Parameter names begin with one of these.
+        lr_factor: Times the peak learning rate.
+        thaw_epoch: Frozen before this epoch, counted from 0.
+    """
+
+    prefixes: tuple[str, ...]
+    lr_factor: float = 1.0
+    thaw_epoch: int = 0
+
+
+class Objective(Protocol):
+    """Something to learn in a step."""
+
+    steps_per_epoch: int
+
+    def loss(self, step: int) -> Tensor:
+        """Return the loss of the batch of a step."""
+
+
+@dataclass
+class TaskObjective:
+    """A task over its own rows, with its own head if several tasks share an encoder."""
+
+    model: SequenceModel
+    task: Task
+    examples: Examples
+    batch_size: int
+    seed: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        """Prepare the batches once."""
+        self._batches = Shuffler(self.examples, self.batch_size, self.seed)
+        self.steps_per_epoch = self._batches.steps_per_epoch
+
+    def loss(self, step: int) -> Tensor:
+        """Return the task's loss on the batch of a step."""
+        batch: Batch = self._batches[step]
+        return self.task.loss(self.model, batch.to(self.device))
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit leaves behind; the model holds the best weights."""
+
+    curves: list[Curve]
+    best: dict[str, float]
+    stopped: str
+    lr: float
+
+
+def fit(
+    model: SequenceModel,
+    objectives: Sequence[Objective],
+    evaluate: Callable[[], dict[str, float]],
+    options: TrainOptions,
+    *,
+    best_by: tuple[str, bool],
+    seed: int,
+    groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
+    trained: torch.nn.Module | None = None,
+    state_file: Path | None = None,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Fit a model to the sum of its objectives.
+
+    Args:
+        model: Changed in place; ends with the best weights.
+        objectives: The first one's rows make an epoch; the others go round beside it.
+        evaluate: Returns the held-out figures of the model as it is.
+        options: How to fit.
+        best_by: The figure that chooses the best epoch, and whether higher is better.
+        seed: Seeds dropout.
+        groups: Learning rates and thawing by parameter names; a parameter belongs to the first group that fits.
+        trained: What is optimized, if more than the model (several heads).
+        state_file: Where an interrupted run continues from; written every few seconds.
+        progress: Where to show how it goes.
+
+    Raises:
+        DataError: The loss became infinite or not a number.
+    """
+    trained = trained or model
+    lr = _find_lr(trained, objectives, groups, options, seed) if options.lr == "auto" else options.lr
+    run = _Run(trained, objectives, options, lr, groups, state_file)
+    torch.manual_seed(seed)
+    run.restore()
+    better = 1.0 if best_by[1] else -1.0
+    with precision(options.precision, next(model.parameters()).device):
+        while not run.done():
+            _run_epoch(run, progress)
+            figures = evaluate()
+            run.finish_epoch(figures, better * figures[best_by[0]])
+            if progress:
+                progress.epoch_done(run.epoch, options.epochs, figures)
+    load_weights(trained, run.best_weights)
+    return FitResult(run.curves(), run.best_figures, run.stopped, lr)
+
+
+def _run_epoch(run: _Run, progress: Progress | None) -> None:
+    run.thaw()
+    while run.step < (run.epoch + 1) * run.steps_per_epoch:
+        loss = run.train_step()
+        if progress:
+            progress.advance(run.step, run.steps_per_epoch * run.options.epochs, loss)
+        run.autosave()
+
+
+class _Run:
+    """The state of a fit between two steps."""
+
+    def __init__(
+        self,
+        trained: torch.nn.Module,
+        objectives: Sequence[Objective],
+        options: TrainOptions,
+        lr: float,
+        groups: Sequence[ParameterGroup],
+        state_file: Path | None,
+    ) -> None:
+        self.trained = trained
+        self.objectives = objectives
+        self.options = options
+        self.lr = lr
+        self.groups = groups
+        self.state_file = state_file
+        self.steps_per_epoch = objectives[0].steps_per_epoch
+        self.step = 0
+        self.epoch = 0
+        self.waited = 0
+        self.best_score = -math.inf
+        self.best_figures: dict[str, float] = {}
+        self.best_weights: Weights = weights_of(trained)
+        self.losses: list[float] = []
+        self.history: list[dict[str, float]] = []
+        self.stopped = ""
+        self.optimizer = make_optimizer(trained, groups, options, lr)
+        self._saved_at = time.monotonic()
+
+    def done(self) -> bool:
+        """Return whether to stop, and remember why."""
+        if self.epoch >= self.options.epochs:
+            self.stopped = self.stopped or f"reached {self.options.epochs} epochs"
+        elif self.options.patience and self.waited >= self.options.patience:
+            self.stopped = f"no better held-out figure for {self.waited} epochs"
+        return bool(self.stopped)
+
+    def thaw(self) -> None:
+        """Let the groups learn whose epoch has come."""
+        for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
+            for parameter in group["params"]:
+                parameter.requires_grad_(self.epoch >= settings.thaw_epoch)
+
+    def train_step(self) -> float:
+        """Take one step; return its loss."""
+        self.trained.train()
+        total = self.steps_per_epoch * self.options.epochs
+        scale = one_cycle(self.step, total) if self.options.schedule == "one_cycle" else 1.0
+        for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group["lr"] = self.lr * settings.lr_factor * scale
+        loss = sum((objective.loss(self.step) for objective in self.objectives), torch.zeros(()))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DataError(f"the loss became {value} at step {self.step}: lower --lr or --clip")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(
+            [p for p in self.trained.parameters() if p.grad is not None], self.options.clip
+        )
+        self.optimizer.step()
+        self.step += 1
+        self.losses.append(value)
+        return value
+
+    def finish_epoch(self, figures: dict[str, float], score: float) -> None:
+        """Compare with the best so far."""
+        self.epoch += 1
+        recent = self.losses[-self.steps_per_epoch :]
+        self.history.append({"train loss": sum(recent) / len(recent)} | figures)
+        if score > self.best_score:
+            self.best_score, self.best_figures, self.waited = score, figures, 0
+            self.best_weights = weights_of(self.trained)
+        else:
+            self.waited += 1
+
+    def curves(self) -> list[Curve]:
+        """Return the figures by epoch."""
+        names = [name for name in (self.history[0] if self.history else {}) if name != "n"]
+        epochs = [float(number + 1) for number in range(len(self.history))]
+        return [
+            Curve(
+                name=name if name == "train loss" else f"valid {name.replace('_', ' ')}",
+                x_label="epoch",
+                x=epochs,
+                y=[figures[name] for figures in self.history],
+            )
+            for name in names
+        ]
+
+    def autosave(self) -> None:
+        """Save the state now and then."""
+        if self.state_file and time.monotonic() - self._saved_at > AUTOSAVE_SECONDS:
+            self.save()
+            self._saved_at = time.monotonic()
+
+    def save(self) -> None:
+        """Write everything that the next step depends on."""
+        tensors = {f"now/{name}": value for name, value in weights_of(self.trained).items()}
+        tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value for name, value in state.items() if value is not None}
+        tensors["rng"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["rng_cuda"] = torch.cuda.get_rng_state()
+        facts = {
+            name: getattr(self, name)
+            for name in ("step", "epoch", "waited", "best_score", "best_figures", "losses", "history")
+        }
+        save_state(self.state_file, tensors, facts)
+
+    def restore(self) -> None:
+        """Take up a saved state if there is one."""
+        loaded = load_state(self.state_file)
+        if loaded is None:
+            return
+        tensors, facts = loaded
+        for name, value in facts.items():
+            setattr(self, name, value)
+        load_weights(self.trained, part(tensors, "now/"))
+        self.best_weights = part(tensors, "best/")
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in part(tensors, "optimizer/").items():
+            index, _, name = key.partition("/")
+            state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors["rng"])
+        if "rng_cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["rng_cuda"])
+
+
+def save_state(path: Path | None, tensors: Weights, facts: dict[str, Any]) -> None:
+    """Write a resume state in one atomic file: tensors, and facts as JSON in its header."""
+    if path is not None:
+        write_atomic(path, safetensors.torch.save(tensors, {"facts": json.dumps(facts)}))
+
+
+def load_state(path: Path | None) -> tuple[Weights, dict[str, Any]] | None:
+    """Read a resume state; None where there is none.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    if path is None or not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as stream:
+            facts = json.loads(stream.metadata()["facts"])
+            return {name: stream.get_tensor(name) for name in stream.keys()}, facts  # noqa: SIM118 - no mapping
+    except Exception as error:
+        raise CheckpointError(
+            f"the state of the interrupted run in {path} can't be read ({error}): delete its folder and start again"
+        ) from error
+
+
+def part(tensors: Weights, prefix: str) -> Weights:
+    """Return the tensors under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def one_cycle(step: int, total: int, *, warm_up: float = 0.25, start: float = 0.04, end: float = 1e-3) -> float:
+    """Return the share of the peak learning rate at a step: linear up, cosine down."""
+    peak = max(1, round(total * warm_up))
+    if step < peak:
+        return start + (1 - start) * step / peak
+    return end + (1 - end) * (1 + math.cos(math.pi * (step - peak) / max(1, total - peak))) / 2
+
+
+def make_optimizer(
+    trained: torch.nn.Module, groups: Sequence[ParameterGroup], options: TrainOptions, lr: float
+) -> torch.optim.Optimizer:
+    """Return the optimizer; each parameter goes to the first group that fits its name.
+
+    Raises:
+        ConfigError: A group fits no parameter, or a parameter no group.
+    """
+    taken: list[list[Tensor]] = [[] for _ in groups]
+    for name, parameter in trained.named_parameters():
+        for number, group in enumerate(groups):
+            if name.startswith(group.prefixes):
+                taken[number].append(parameter)
+                break
+        else:
+            raise ConfigError(f"the parameter {name!r} belongs to no group; groups begin with {groups}")
+    for group, parameters in zip(groups, taken, strict=True):
+        if not parameters:
+            known = ", ".join(name for name, _ in trained.named_parameters())
+            raise ConfigError(f"the group {group.prefixes} fits no parameter; there are: {known}")
+    settings = [{"params": parameters, "lr": lr} for parameters in taken]
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=lr, momentum=0.9, weight_decay=options.weight_decay)
+    # The fused kernel makes one pass over large embeddings where the default makes ten.
+    return torch.optim.AdamW(settings, lr=lr, weight_decay=options.weight_decay, fused=True)
+
+
+def precision(wanted: Literal["float32", "bfloat16", "auto"], device: torch.device) -> torch.autocast:
+    """Return the context that computes in a type.
+
+    Raises:
+        ConfigError: bfloat16 was asked for and the processor has no such arithmetic.
+    """
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported()
+    else:
+        able = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - there is no public name
+    if wanted == "bfloat16" and not able:
+        raise ConfigError("precision = 'bfloat16': this processor has no bfloat16 arithmetic; use float32")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted != "float32" and able)
+
+
+def _find_lr(
+    trained: torch.nn.Module,
+    objectives: Sequence[Objective],
+    groups: Sequence[ParameterGroup],
+    options: TrainOptions,
+    seed: int,
+) -> float:
+    curve = lr_range_test(trained, objectives, groups, options, seed)
+    return suggest_lr(curve)
+
+
+def lr_range_test(
+    trained: torch.nn.Module,
+    objectives: Sequence[Objective],
+    groups: Sequence[ParameterGroup],
+    options: TrainOptions,
+    seed: int,
+    *,
+    low: float = 1e-5,
+    high: float = 0.3,
+    steps: int = 80,
+) -> Curve:
+    """Raise the learning rate exponentially and record the smoothed loss (Smith 2017, arXiv:1506.01186).
+
+    The weights are put back afterwards.
+    """
+    before = weights_of(trained)
+    fixed = options.model_copy(update={"lr": low, "schedule": "constant"})
+    run = _Run(trained, objectives, fixed, low, groups, None)
+    torch.manual_seed(seed)
+    rates: list[float] = []
+    losses: list[float] = []
+    smooth = 0.0
+    for step in range(steps):
+        run.lr = low * (high / low) ** (step / (steps - 1))
+        try:
+            value = run.train_step()
+        except DataError:
+            break
+        smooth = 0.9 * smooth + 0.1 * value
+        losses.append(smooth / (1 - 0.9 ** (step + 1)))
+        rates.append(run.lr)
+        if losses[-1] > 3 * min(losses):
+            break
+    load_weights(trained, before)
+    return Curve(name="learning-rate finder", x_label="learning rate", x=rates, y=losses)
+
+
+def suggest_lr(curve: Curve) -> float:
+    """Return the rate a third of a decade before the loss was lowest: still falling, not yet at the edge."""
+    lowest = min(range(len(curve.y)), key=curve.y.__getitem__)
+    return curve.x[lowest] / 10 ** (1 / 3)

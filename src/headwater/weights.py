@@ -1,0 +1,41 @@
+"""Weights as named tensors: what is sent, averaged, quantized and saved.
+
+`Weights` never holds buffers or optimizer state, only a model's parameters by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """Return a copy of the model's parameters, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in model.named_parameters()}
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy the weights into the model's parameters of the same names; names must exist and shapes agree."""
+    parameters = dict(model.named_parameters())
+    for name, value in weights.items():
+        parameters[name].copy_(value)
+
+
+def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Weights:
+    """Return a - b for the names of a."""
+    return {name: value - b[name] for name, value in a.items()}
+
+
+def add_scaled(a: Mapping[str, Tensor], b: Mapping[str, Tensor], scale: float = 1.0) -> Weights:
+    """Return a + scale * b; names that b lacks stay as they are."""
+    return {name: torch.add(value, b[name], alpha=scale) if name in b else value for name, value in a.items()}
+
+
+def l2_norm(weights: Mapping[str, Tensor]) -> float:
+    """Return the L2 norm over all the numbers, summed in float64."""
+    return float(sum(float(value.double().square().sum()) for value in weights.values()) ** 0.5)
