@@ -182,7 +182,7 @@ def test_predictions_keep_their_types_in_json(tmp_path):
     write_table(tmp_path / "out.jsonl", {"text": ["a"], "probability": [0.25], "right": [True]})
     assert (tmp_path / "out.jsonl").read_text() == '{"text": "a", "probability": 0.25, "right": true}\n'
     write_table(tmp_path / "out.csv", {"text": ["a"], "probability": [0.25], "right": [True]})
-    assert (tmp_path / "out.csv").read_text() == "text,probability,right\na,0.25,true\n"
+    assert (tmp_path / "out.csv").read_text() == '"text","probability","right"\n"a",0.25,"true"\n'
 
 
 def test_columns_of_unequal_length_are_not_written(tmp_path):

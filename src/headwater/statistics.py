@@ -28,13 +28,13 @@ def paired_bootstrap(
     """Return the difference in accuracy of two models, a minus b, with its 95 % percentile interval.
 
     The test rows are drawn again with replacement, `samples` times, and both models are scored on each draw
-    (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; Koehn, "Statistical significance
-    tests for machine translation evaluation", 2004). The interval says how far other rows of the same kind could
-    move the difference. It does not cover what other seeds could do, beyond the seeds that are averaged.
+    (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; Koehn, "Statistical
+    significance tests for machine translation evaluation", 2004). The interval says how far other rows of the
+    same kind could move the difference. It does not cover what further seeds could do.
 
     Args:
-        correct_a: A score per test row, 1 for right and 0 for wrong: shape (N,), or (S, N) for S seeds, which are
-            averaged row by row first.
+        correct_a: A score per test row, 1 for right and 0 for wrong: shape (N,), or (S, N) for S seeds, which
+            are averaged row by row first.
         correct_b: The same rows in the same order, scored by the other model.
         samples: How many times the rows are drawn.
         seed: Seeds the draws: the same input gives the same interval.
@@ -45,11 +45,12 @@ def paired_bootstrap(
     a, b = per_row(correct_a), per_row(correct_b)
     if a.shape != b.shape:
         raise DataError(
-            f"{a.size} and {b.size} test rows can't be paired: evaluate both models on the same rows in the same order"
+            f"{a.size} and {b.size} test rows can't be paired: "
+            "evaluate both models on the same rows in the same order"
         )
     if samples < 1:
         raise DataError(f"samples = {samples}: draw the rows at least once, 10 000 times is usual")
-    # Rows with the same difference are interchangeable, so drawing how often each difference occurs is the same
+    # Rows with the same difference are interchangeable: drawing how often each difference occurs is the same
     # as drawing rows, and costs samples x (a few values) in place of samples x N.
     values, counts = np.unique(a - b, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(a.size, counts / a.size, size=samples)

@@ -302,10 +302,11 @@ def _read_rows(card: Card) -> list[Row]:
 
 
 def _read_pinned(archive: Path, member: Member) -> bytes:
-    data: Path | bytes = archive
-    for name in member.path.split("!"):
+    first, *inner = member.path.split("!")
+    data = read_member(archive, first, MEMBER_LIMIT)
+    for name in inner:
         data = read_member(data, name, MEMBER_LIMIT)
-    if isinstance(data, Path) or (got := sha256_bytes(data)) != member.sha256:
+    if (got := sha256_bytes(data)) != member.sha256:
         raise DataError(
             f"{archive.name}: the member {member.path!r} has SHA-256 {got}, pinned is {member.sha256}"
         )

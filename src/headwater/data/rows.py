@@ -151,7 +151,7 @@ def choose(rows: Rows, count: int, seed: int) -> Rows:
     return rows.take(sorted(taken))
 
 
-def hold_out(rows: Rows, share: float, seed: int, *, least: int = 20) -> tuple[Rows, Rows]:
+def hold_out(rows: Rows, share: float, seed: int, *, least: int = 50) -> tuple[Rows, Rows]:
     """Split rows into those to learn from and those held out, keeping the labels' shares.
 
     Fewer than `least` held-out rows would choose an epoch by chance: then none are held out.

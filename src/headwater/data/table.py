@@ -85,7 +85,10 @@ def write_table(path: Path, rows: Mapping[str, Sequence[Any]]) -> None:
         data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
     else:
         stream = io.StringIO(newline="")
-        writer = csv.writer(stream, delimiter=DELIMITERS[kind], lineterminator="\n")
+        # By itself csv leaves a text with a carriage return unquoted, which no reader gets back.
+        writer = csv.writer(
+            stream, delimiter=DELIMITERS[kind], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+        )
         writer.writerow(rows)
         writer.writerows(map(_plain, values) for values in zip(*rows.values(), strict=True))
         data = stream.getvalue().encode()

@@ -52,15 +52,18 @@ class TextFeaturizer:
         self.numbers = {token: number for number, token in enumerate(self.vocabulary)}
 
     @classmethod
-    def fit(cls, texts: Sequence[str], options: TextOptions) -> TextFeaturizer:
-        """Learn the tokenizer and the vocabulary from the training texts.
+    def fit(
+        cls, texts: Sequence[str], options: TextOptions, tokenizer: Tokenizer | None = None
+    ) -> TextFeaturizer:
+        """Learn the tokenizer (unless a fitted one is given) and the vocabulary from the training texts.
 
         Raises:
             DataError: No token occurs often enough.
         """
-        tokenizer = make_tokenizer(options.tokenizer)
         folded = [text.lower() if options.lowercase else text for text in texts]
-        tokenizer.fit(folded, options.vocabulary_size)
+        if tokenizer is None:
+            tokenizer = make_tokenizer(options.tokenizer)
+            tokenizer.fit(folded, options.vocabulary_size)
         counts = Counter(token for text in folded for token in tokenizer.split(text))
         # Ties are broken by the token itself, so that the order never depends on the rows' order.
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -1,4 +1,4 @@
-"""The charts of the report: curves, intervals, a heat map, distributions. Each is one figure with tooltips."""
+"""The charts of the report, each one figure with tooltips: curves, intervals, a heat map, distributions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from headwater.report.svg import (
 )
 from headwater.statistics import worst_decile
 
-WIDTH = 460
+WIDTH = 420
 MOST_POINTS = 400
 MOST_DOTS = 40
 Format = Callable[[float], str]
@@ -54,6 +54,7 @@ def line_chart(
     show: Format = fmt.number,
     show_tick: Format = fmt.number,
     levels: Sequence[tuple[str, float]] = (),
+    height: float = 240.0,
     note: str = "",
 ) -> Markup:
     """Draw curves over one pair of axes.
@@ -65,6 +66,7 @@ def line_chart(
         show: How a value of y is written.
         show_tick: How it is written beside the axis.
         levels: Named values drawn as horizontal lines.
+        height: The drawing's height; its width is always the same.
         note: How to read the chart.
     """
     drawn = [(one.name, points) for one in series if (points := thin(one))]
@@ -72,9 +74,11 @@ def line_chart(
         return Markup("")
     xs = [x for _, points in drawn for x, _ in points]
     ys = [y for _, points in drawn for _, y in points] + finite(value for _, value in levels)
-    y_ticks, x_ticks = fit_ticks(min(ys), max(ys)), fit_ticks(min(xs), max(xs), whole=True)
-    left, top, height = 52.0, 10.0, 240.0
-    x = Scale(x_ticks[0], x_ticks[-1], left, WIDTH - 14.0)
+    first, last = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
+    x_ticks = [tick for tick in fit_ticks(first, last, whole=True) if first <= tick <= last]
+    y_ticks = fit_ticks(min(ys), max(ys))
+    left, top = 52.0, 10.0
+    x = Scale(first, last, left + 6, WIDTH - 14.0)
     y = Scale(y_ticks[0], y_ticks[-1], height - 40, top)
     parts = axes(x, y, x_ticks, y_ticks, x_label=x_label, show=show_tick)
     for index, (name, value) in enumerate(levels):
@@ -84,8 +88,8 @@ def line_chart(
         parts.append(curve(name, points, x, y, colour(index), show, x_label))
     legend = [(f"line {colour(index)}", name) for index, (name, _) in enumerate(drawn)]
     legend += [(f"rule l{index % 3}", f"{name} {show(value)}") for index, (name, value) in enumerate(levels)]
-    last = "; ".join(f"{name} ends at {show(points[-1][1])}" for name, points in drawn)
-    body = drawing(parts, width=WIDTH, height=height, label=f"{title} by {x_label}: {last}")
+    ends = "; ".join(f"{name} ends at {show(points[-1][1])}" for name, points in drawn)
+    body = drawing(parts, width=WIDTH, height=height, label=f"{title} by {x_label}: {ends}")
     return figure(title, body, legend=legend if len(legend) > 1 else (), note=note)
 
 
@@ -100,7 +104,7 @@ def curve(
             dot(
                 x(a),
                 y(b),
-                f"mark {class_}",
+                f"point {class_}",
                 tip=f"{name}, {x_label} {fmt.number(a, 6)}: {show(b)}",
                 radius=2.4,
             )
@@ -131,10 +135,12 @@ def axes(
     """Draw a quiet grid with its figures."""
     parts = []
     for value in y_ticks:
-        parts.append(line(x.start, y(value), x.end, y(value), "grid"))
-        parts.append(text(show(value), x.start - 8, y(value) + 4, anchor="end", class_="tick"))
-    for value in x_ticks:
-        parts.append(text(fmt.number(value, 6), x(value), y.start + 18, anchor="middle", class_="tick"))
+        parts.append(line(x.start - 6, y(value), x.end, y(value), "grid"))
+        parts.append(text(show(value), x.start - 14, y(value) + 4, anchor="end", class_="tick"))
+    parts += [
+        text(fmt.number(value, 6), x(value), y.start + 18, anchor="middle", class_="tick")
+        for value in x_ticks
+    ]
     parts.append(text(x_label, (x.start + x.end) / 2, y.start + 36, anchor="middle", class_="axis"))
     return parts
 
@@ -180,9 +186,9 @@ def interval_chart(
     marks = fit_ticks(
         min([*values, 0.0] if zero else values), max([*values, 0.0] if zero else values), most=4
     )
-    left = 20 + 6.4 * max(fmt.width(fmt.fit(bar.label, 20)) for bar in bars)
+    left = 22 + 6.9 * max(fmt.width(fmt.fit(bar.label, 20)) for bar in bars)
     scale = Scale(marks[0], marks[-1], left, WIDTH - 62.0)
-    height = 22.0 * (len(bars) + len(groups)) + 44
+    height = 22.0 * len(bars) + 30 * len(groups) + 44
     bottom = height - 40
     parts = [line(scale(mark), 6, scale(mark), bottom, "grid") for mark in marks]
     parts += [
@@ -193,7 +199,7 @@ def interval_chart(
         parts.append(line(scale(0), 6, scale(0), bottom, "zero"))
     y = 0.0
     for name, lines in groups:
-        y += 22
+        y += 30
         parts.append(text(name, 0, y - 5, class_="group"))
         for bar in lines:
             y += 22
@@ -220,7 +226,7 @@ def heat_map(labels: Sequence[str], counts: Sequence[Sequence[int]], *, title: s
     """Draw a confusion matrix: each line is a true label, shaded by its share of that label's rows."""
     if not labels or len(counts) != len(labels) or any(len(row) != len(labels) for row in counts):
         return Markup("")
-    cell = 64.0 if len(labels) <= 4 else 46.0 if len(labels) <= 10 else 30.0
+    cell = 80.0 if len(labels) <= 4 else 46.0 if len(labels) <= 10 else 30.0
     columns = 14 if len(labels) <= 10 else 10
     left = 30 + 6.6 * max(fmt.width(fmt.fit(label, columns)) for label in labels)
     top = 46.0 if len(labels) <= 10 else 92.0
@@ -238,7 +244,7 @@ def heat_map(labels: Sequence[str], counts: Sequence[Sequence[int]], *, title: s
         total = sum(line_counts)
         for column, number in enumerate(line_counts):
             share = number / total if total else 0.0
-            tip = f"{label} predicted as {labels[column]}: {fmt.count(number)} rows, {fmt.percent(share)} of {label}"
+            tip = f"{label} predicted as {labels[column]}: {fmt.count(number)} rows, {fmt.percent(share)}"
             parts.append(heat_cell(left + column * cell, top + row * cell, cell, number, share, tip))
     right = sum(counts[index][index] for index in range(len(labels)))
     label = f"{title}: {fmt.count(right)} of {fmt.count(sum(map(sum, counts)))} rows on the diagonal"
@@ -275,11 +281,12 @@ def distribution_chart(
     values = [value for _, rows in groups for _, value in rows]
     marks = fit_ticks(min(values), max(values))
     scale = Scale(marks[0], marks[-1], 16.0, WIDTH - 18.0)
+    most = 84.0 if len(groups) <= 3 else 40.0  # how high a stack may be
     step = (marks[-1] - marks[0]) / 56  # one bin is as wide as a dot
     parts: list[Markup] = []
     y = 0.0
     for index, (name, rows) in enumerate(groups):
-        body, tall = stacked(name, rows, scale, step, y, colour(index))
+        body, tall = stacked(name, rows, scale, step, y, most, colour(index))
         parts.append(body)
         y += tall
     grid = [line(scale(mark), 4, scale(mark), y, "grid") for mark in marks]
@@ -296,12 +303,21 @@ def distribution_chart(
 
 
 def stacked(
-    name: str, rows: Sequence[tuple[str, float]], scale: Scale, step: float, top: float, class_: str
+    name: str,
+    rows: Sequence[tuple[str, float]],
+    scale: Scale,
+    step: float,
+    top: float,
+    most: float,
+    class_: str,
 ) -> tuple[Markup, float]:
     """Draw one group of the distribution; returns it with its height."""
-    bins = Counter(round(value / step) for _, value in rows)
-    rise = min(7.0, 84.0 / max(bins.values()))
-    tall = 34 + max(26.0, rise * max(bins.values()))
+    bins: dict[int, list[float]] = {}
+    for _, value in rows:
+        bins.setdefault(round(value / step), []).append(value)
+    highest = max(map(len, bins.values()))
+    rise = min(7.0, most / highest)
+    tall = 34 + max(26.0, rise * highest)
     floor = top + tall - 6
     placed: Counter[int] = Counter()
     parts = [
@@ -310,10 +326,8 @@ def stacked(
     ]
     for who, value in sorted(rows, key=lambda row: (row[1], row[0])):
         slot = round(value / step)
-        y = floor - rise * placed[slot]
-        parts.append(
-            dot(scale(slot * step), y, f"client {class_}", tip=f"{who}: {fmt.percent(value)}", radius=3.1)
-        )
+        x, y = scale(float(np.mean(bins[slot]))), floor - rise * placed[slot]
+        parts.append(dot(x, y, f"client {class_}", tip=f"{who}: {fmt.percent(value)}", radius=3.1))
         placed[slot] += 1
     mean, worst = scale(mean_of(rows)), scale(worst_decile([value for _, value in rows]))
     parts.append(line(mean, floor + 4, mean, top + 24, "mean"))
@@ -334,13 +348,14 @@ def change_chart(clients: Sequence[tuple[str, float, float]], *, title: str, not
         return Markup("")
     values = [value for client in clients for value in client[1:]]
     marks = fit_ticks(min(values), max(values))
-    x, y = Scale(marks[0], marks[-1], 56.0, 386.0), Scale(marks[0], marks[-1], 280.0, 10.0)
+    x, y = Scale(marks[0], marks[-1], 56.0, WIDTH - 34.0), Scale(marks[0], marks[-1], 280.0, 26.0)
     parts = [line(x.start, y(mark), x.end, y(mark), "grid") for mark in marks]
     parts += [line(x(mark), y.start, x(mark), y.end, "grid") for mark in marks]
     parts += [text(fmt.percent_tick(mark), 50, y(mark) + 4, anchor="end", class_="tick") for mark in marks]
     parts += [
         text(fmt.percent_tick(mark), x(mark), y.start + 18, anchor="middle", class_="tick") for mark in marks
     ]
+    parts.append(text("accuracy after", 0, 10, class_="axis"))
     parts.append(text("accuracy before", (x.start + x.end) / 2, 318, anchor="middle", class_="axis"))
     parts.append(line(x.start, y.start, x.end, y.end, "zero"))
     together: dict[tuple[float, float], list[str]] = {}

@@ -20,9 +20,7 @@ def find_records(folder: Path) -> list[StageRecord]:
         CheckpointError: It holds no record, or one that can't be read.
     """
     if not folder.is_dir():
-        raise DataError(
-            f"{folder} isn't a folder: give the folder that `headwater run` or a stage has written"
-        )
+        raise DataError(f"{folder} isn't a folder: give the folder that `headwater run` or a stage wrote")
     paths = sorted(
         path
         for path in folder.rglob(STAGE_FILE)
@@ -30,7 +28,7 @@ def find_records(folder: Path) -> list[StageRecord]:
     )
     if not paths:
         raise CheckpointError(
-            f"no {STAGE_FILE} in {folder} or below it: give the folder that `headwater run` or a stage has written"
+            f"no {STAGE_FILE} in {folder} or below: give the folder that `headwater run` or a stage wrote"
         )
     return sorted(map(load, paths), key=lambda record: (record.started, record.name))
 
@@ -71,9 +69,7 @@ def trained_on(record: StageRecord) -> DataUse | None:
 
 def same_test(first: StageRecord, second: StageRecord) -> bool:
     """Say whether two stages were tested on the same rows in the same order."""
-    return (
-        first is second or (bool(first.test_fingerprint) and first.test_fingerprint == second.test_fingerprint)
-    )
+    return first is second or first.test_fingerprint == second.test_fingerprint != ""
 
 
 def ancestors(record: StageRecord, records: Sequence[StageRecord]) -> list[StageRecord]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from headwater.records import Latency, StageRecord
 from headwater.report import formatting as fmt
-from headwater.report.charts import Bar, interval_chart
 from headwater.report.collect import accuracy, ancestors
 
 SMALLER = ("compress", "export")
@@ -50,18 +49,16 @@ def size_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
     if not merged:
         return None
     lines = [size_line(group, records) for group in merged.values()]
-    bars = [Bar(line["short"], line["bytes"], class_="s0" if line["ratio"] else "same") for line in lines]
-    chart = size_chart(bars) if len(bars) > 1 else ""
-    return {"lines": lines, "chart": chart, "ratios": any(line["ratio"] for line in lines)}
+    largest = max(line["bytes"] for line in lines)
+    return {"lines": lines, "largest": largest, "ratios": any(line["ratio"] for line in lines)}
 
 
 def size_line(group: Sequence[StageRecord], records: Sequence[StageRecord]) -> dict[str, Any]:
     """Return one line of the table of sizes."""
     first = group[0]
-    several = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    several = f"{len(group)} {fmt.verb_label(first.verb).lower()} runs" if len(group) > 1 else ""
     return {
-        "stage": first.name + several,
-        "short": f"{fmt.verb_label(first.verb)} {fmt.TIMES} {len(group)}" if several else first.name,
+        "stage": several or first.name,
         "method": first.method if not several else "",
         "files": sorted(first.sizes.items()),
         "bytes": total(first),
@@ -70,18 +67,8 @@ def size_line(group: Sequence[StageRecord], records: Sequence[StageRecord]) -> d
     }
 
 
-def size_chart(bars: Sequence[Bar]) -> Any:
-    """Draw the sizes over one axis that starts at zero."""
-    shown = [
-        ("", [Bar(bar.label, bar.value, 0.0, bar.value, class_=bar.class_, tip=bar.tip) for bar in bars])
-    ]
-    return interval_chart(
-        shown, title="What a device has to hold", axis="bytes", show=fmt.size, show_tick=fmt.size, zero=True
-    )
-
-
 def latency_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
-    """Return the latencies with their ratios to the first row of the same stage, batch, length and threads."""
+    """Return each stage's latencies, or None where none were measured."""
     stages = [
         {"name": record.name, "device": record.device, "lines": latency_lines(record.latency)}
         for record in records

@@ -40,6 +40,7 @@ def federated_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
         show=fmt.percent,
         show_tick=fmt.percent_tick,
         levels=levels,
+        height=330.0,
     )
     return {
         "lines": [federation_line(label, record) for label, record in zip(labels, federations, strict=True)],
@@ -132,7 +133,7 @@ def privacy_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
 
 
 def personal_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
-    """Return what the section on personalization shows, or None without a before and after for each client."""
+    """Return what the section on personalization shows, or None where no client has a before and after."""
     stages = [facts for record in records if (facts := personal_stage(record))]
     return {"stages": stages} if stages else None
 

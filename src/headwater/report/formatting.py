@@ -96,10 +96,15 @@ def duration(seconds: float) -> str:
 def microseconds(value: float) -> str:
     """Write how long a call takes: ``184 µs``, ``2.31 ms``."""
     if value < 1000:
-        return f"{number(value)}{NARROW}µs"
+        return f"{three(value)}{NARROW}µs"
     if value < 1_000_000:
-        return f"{number(value / 1000)}{NARROW}ms"
-    return f"{number(value / 1_000_000)}{NARROW}s"
+        return f"{three(value / 1000)}{NARROW}ms"
+    return f"{three(value / 1_000_000)}{NARROW}s"
+
+
+def three(value: float) -> str:
+    """Write three digits, zeros at the end too, so that a column of times lines up."""
+    return f"{value:#.3g}".removesuffix(".")
 
 
 def rows_label(rows: int) -> str:
@@ -118,7 +123,7 @@ def verb_label(verb: str) -> str:
 
 
 def data_label(path: str) -> str:
-    """Write a file or card of rows by its short name: ``card:reviews/train`` and ``reviews.csv.gz`` are reviews."""
+    """Write rows by a short name: ``card:reviews/train`` and ``data/reviews.csv.gz`` are both ``reviews``."""
     if path.startswith("card:"):
         return path.removeprefix("card:").split("/")[0]
     return PurePosixPath(path.replace("\\", "/")).name.split(".")[0] or path

@@ -59,7 +59,7 @@ def counts(records: Sequence[StageRecord]) -> str:
 
 
 def test_of(records: Sequence[StageRecord]) -> list[StageRecord]:
-    """Return the stages measured on the test rows that most stages share, of the target where there is one."""
+    """Return the stages measured on the test rows that most stages share, those of the target if any."""
     scored = [record for record in records if accuracy(record) is not None]
     scored = [record for record in scored if record.verb != "pretrain"] or scored
     if not scored:
@@ -122,7 +122,7 @@ def artifact(records: Sequence[StageRecord]) -> dict[str, Any] | None:
 
 
 def privacy(records: Sequence[StageRecord]) -> dict[str, Any] | None:
-    """Return the privacy spent by the final artifact, or by a federation that the artifact doesn't come from."""
+    """Return the privacy spent on the way to the final artifact, or else by a federation beside that way."""
     private = [record for record in records if record.privacy]
     if not private:
         return None

@@ -12,8 +12,9 @@ from headwater.report import formatting as fmt
 from headwater.report.collect import accuracy, ancestors, trained_on
 from headwater.report.svg import compact, drawing, join, tag, text
 
-NODE_WIDTH, NODE_HEIGHT = 158.0, 74.0
-GAP_ALONG, GAP_ACROSS = 34.0, 18.0
+NODE_WIDTH, NODE_HEIGHT = 152.0, 74.0
+GAP_ALONG, GAP_ACROSS = 30.0, 18.0
+NAME_COLUMNS = 18  # of the name in a node
 ELSEWHERE = "not in this folder"
 
 
@@ -44,7 +45,7 @@ def build_nodes(records: Sequence[StageRecord]) -> list[Node]:
     for record in records:
         for parent in record.parents:
             if parent.name not in known and parent.name not in outside:
-                lines = [fmt.fit(parent.name, 22), ELSEWHERE]
+                lines = [fmt.fit(parent.name, NAME_COLUMNS), ELSEWHERE]
                 tip = f"{parent.name}, identity {parent.identity[:12]}: its record is {ELSEWHERE}"
                 outside[parent.name] = Node(
                     fmt.verb_label(parent.verb), lines, tip, [parent.name], outside=True
@@ -55,7 +56,7 @@ def build_nodes(records: Sequence[StageRecord]) -> list[Node]:
 
 
 def grouped(records: Sequence[StageRecord]) -> list[list[StageRecord]]:
-    """Put runs that do the same to the same rows together; a transfer from scratch has no parent but belongs."""
+    """Put runs that do the same to the same rows together; a transfer from scratch belongs too."""
     groups: dict[object, list[StageRecord]] = {}
     for record in records:
         use = trained_on(record)
@@ -73,8 +74,8 @@ def node_of(group: Sequence[StageRecord]) -> Node:
     many = len(group) > 1
     if many:
         methods = list(dict.fromkeys(record.method for record in group if record.method))
-        name = ", ".join(methods) or first.name
-        span = f"{fmt.percent(min(found))} {fmt.DASH} {fmt.percent(max(found))}" if found else f"{len(group)} runs"
+        name = f"{len(methods)} methods" if len(methods) > 2 else ", ".join(methods) or first.name
+        span = f" {fmt.DASH} ".join(fmt.percent(end(found)) for end in (min, max)) if found else ""
     else:
         name, span = first.name, fmt.percent(found[0]) if found else total_size(first)
     title = fmt.verb_label(first.verb) + (f" {fmt.TIMES} {len(group)}" if many else "")
@@ -82,7 +83,7 @@ def node_of(group: Sequence[StageRecord]) -> Node:
     shown = ", ".join(members[:6]) + (f" and {len(members) - 6} more" if len(members) > 6 else "")
     tip = f"{title}: {shown}" + (f"; accuracy {span}" if found else "")
     parents = {parent.name for record in group for parent in record.parents} - set(members)
-    return Node(title, [fmt.fit(name, 22), span], tip, members, parents)
+    return Node(title, [fmt.fit(name, NAME_COLUMNS), span], tip, members, parents)
 
 
 def total_size(record: StageRecord) -> str:

@@ -20,8 +20,8 @@ REPORT_FILE = "report.html"
 def write_report(folder: Path, out: Path | None = None) -> Path:
     """Write one HTML file from the records of all stages in a folder and below it.
 
-    The file holds its own style, script and drawings, and forbids itself the network. Equal records give equal
-    bytes.
+    The file holds its own style, script and drawings, and forbids itself the network. Equal records give
+    equal bytes.
 
     Args:
         folder: A journey's folder, or one stage's.

@@ -104,7 +104,7 @@ def compare(group: Group, groups: Sequence[Group]) -> Comparison:
 
 
 def pairs_of(group: Group, groups: Sequence[Group]) -> list[tuple[StageRecord, StageRecord]]:
-    """Pair each run with the scratch run of the same rows, seed, test rows and, where there are any, variant."""
+    """Pair each run with the scratch run of the same rows, seed, test rows and, if there are any, variant."""
     scratch = [other for other in groups if other.method == SCRATCH and other.rows == group.rows]
     matching = [other for other in scratch if other.variant == group.variant] or scratch
     by_key: dict[tuple[int, str, int], list[StageRecord]] = {}

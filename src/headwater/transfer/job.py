@@ -1,0 +1,134 @@
+"""What every transfer method works on: the source, the target's rows, and a model of the right shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from headwater.checkpoint import Checkpoint, ModelConfig
+from headwater.errors import CheckpointError, ConfigError
+from headwater.features.text import TextFeaturizer, TextOptions
+from headwater.fitting import Splits, fit_task
+from headwater.model import SequenceModel
+from headwater.records import Coverage
+from headwater.stage import Workspace
+from headwater.tasks import Task
+from headwater.trainer import FitResult, Objective, ParameterGroup, TrainOptions
+from headwater.transfer.options import TransferOptions
+from headwater.transfer.vocabulary import remap, union_featurizer
+from headwater.weights import load_weights
+
+
+@dataclass
+class Job:
+    """One transfer.
+
+    Attributes:
+        source: What to start from.
+        splits: The target's rows.
+        options: How to transfer.
+        workspace: Where to work.
+        config: The target model's config.
+        featurizer: The target's featurizer.
+        model: The target model; holds the source's weights unless the method starts from scratch.
+        coverage: What the source knew of the target's vocabulary; None from scratch.
+    """
+
+    source: Checkpoint
+    splits: Splits
+    options: TransferOptions
+    workspace: Workspace
+    config: ModelConfig
+    featurizer: TextFeaturizer
+    model: SequenceModel
+    coverage: Coverage | None
+
+    @property
+    def task(self) -> Task:
+        """The target's task."""
+        return self.config.make_task()
+
+    def fit(
+        self,
+        groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
+        others: Sequence[Objective] = (),
+        trained: nn.Module | None = None,
+    ) -> FitResult:
+        """Fit the model to the target's rows."""
+        return fit_task(
+            self.model,
+            self.task,
+            self.featurizer,
+            self.splits,
+            self.options.only(TrainOptions),
+            self.workspace,
+            seed=self.options.seed,
+            groups=groups,
+            others=others,
+            trained=trained,
+        )
+
+    def layer_groups(self) -> list[str]:
+        """Return the parameter names' beginnings from the head down to the embedding, one a layer."""
+        depth = len(self.model.encoder.stack.layers)
+        layers = [f"encoder.stack.layers.{number}." for number in reversed(range(depth))]
+        return ["head.", *layers, "encoder.embedding."]
+
+    def never_thawed(self, prefix: str) -> bool:
+        """Return whether the options keep a layer frozen throughout."""
+        return (self.options.freeze == "encoder" and prefix != "head.") or (
+            self.options.freeze == "embedding" and prefix == "encoder.embedding."
+        )
+
+
+def make_job(
+    source: Checkpoint, splits: Splits, options: TransferOptions, workspace: Workspace, *, from_scratch: bool
+) -> Job:
+    """Prepare a transfer: fit the target's featurizer, build the model, carry the source's weights over."""
+    wanted: dict[str, Any] = {} if options.tokenizer == "source" else {"tokenizer": options.tokenizer}
+    text_options = TextOptions(**(source.config.featurizer.model_dump() | wanted))
+    reuse = source.featurizer.tokenizer if options.tokenizer in ("source", source.config.featurizer.tokenizer) else None
+    target = TextFeaturizer.fit(splits.train.texts, text_options, reuse)
+    featurizer = target if from_scratch else union_featurizer(source.featurizer, target)
+    same_labels = source.labels == splits.labels
+    if options.head == "source" and not same_labels:
+        raise ConfigError(
+            f"head = 'source' needs the same labels; the source has {', '.join(source.labels) or 'none'}, "
+            f"the target {', '.join(splits.labels)}: use --head new"
+        )
+    config = ModelConfig(
+        encoder=source.config.encoder,
+        vocabulary_size=len(featurizer.vocabulary),
+        dropout=source.config.dropout,
+        featurizer=featurizer.options,
+        task={
+            "name": "classification",
+            "labels": splits.labels,
+            "pooling": source.config.task.get("pooling", "concat"),
+        },
+    )
+    torch.manual_seed(options.seed)
+    model = config.build()
+    coverage = None
+    if not from_scratch:
+        coverage = _carry_over(source, model, featurizer, splits, head=same_labels and options.head != "new")
+    return Job(source, splits, options, workspace, config, featurizer, model, coverage)
+
+
+def _carry_over(
+    source: Checkpoint, model: SequenceModel, featurizer: TextFeaturizer, splits: Splits, *, head: bool
+) -> Coverage:
+    weights = source.weights()
+    embedding = weights.pop("encoder.embedding.weight", None)
+    if embedding is None:
+        raise CheckpointError(f"{source.path} has no embedding: only models of text can be transferred to text")
+    kept = {name: value for name, value in weights.items() if head or name.startswith("encoder.")}
+    kept["encoder.embedding.weight"], coverage = remap(
+        source.featurizer, embedding, featurizer, splits.train.texts
+    )
+    load_weights(model, kept)
+    return coverage

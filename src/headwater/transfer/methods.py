@@ -1,0 +1,143 @@
+"""The transfer methods: each trains the job's model in place.
+
+Shapes: N rows, F pooled features, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from headwater.data.batches import Examples
+from headwater.data.rows import label_set, read_rows
+from headwater.errors import ConfigError
+from headwater.model import SequenceModel
+from headwater.tasks.classification import Classification, PooledLinear
+from headwater.trainer import FitResult, Objective, ParameterGroup, TaskObjective
+from headwater.transfer.job import Job
+
+_NEVER = 1_000_000
+
+
+def scratch(job: Job) -> FitResult:
+    """Train the whole model from random weights: the control."""
+    return job.fit()
+
+
+def init(job: Job) -> FitResult:
+    """Parameter initialization: start from the source's weights, train all of them alike."""
+    return job.fit([ParameterGroup((p,), thaw_epoch=_NEVER * job.never_thawed(p)) for p in job.layer_groups()])
+
+
+def finetune(job: Job) -> FitResult:
+    """Discriminative rates and gradual unfreezing (Howard and Ruder 2018, arXiv:1801.06146, section 3.3).
+
+    The head learns from the first epoch on; each layer below joins an epoch later, with a rate smaller by a factor.
+    """
+    gradual = job.options.unfreeze == "gradual"
+    groups = [
+        ParameterGroup(
+            (prefix,),
+            lr_factor=job.options.lr_decay**-depth,
+            thaw_epoch=_NEVER if job.never_thawed(prefix) else depth * gradual,
+        )
+        for depth, prefix in enumerate(job.layer_groups())
+    ]
+    return job.fit(groups)
+
+
+def features(job: Job) -> None:
+    """Feature extraction: the frozen encoder's pooled states, and logistic regression as the head.
+
+    The regression's strength is chosen by cross-validation on the training rows; its scaling and weights are then
+    written into the linear head, so that the result is an ordinary checkpoint.
+    """
+    examples = job.splits.train.encode(job.featurizer, job.splits.labels)
+    pooled_NF = pooled_states(job.model, examples)
+    chosen = max((0.001, 0.01, 0.1, 1.0), key=lambda strength: _score(pooled_NF, examples.targets_N, strength))
+    scaler, regression = _shallow(chosen).fit(pooled_NF, examples.targets_N)
+    weight_KF = regression.coef_ / scaler.scale_
+    bias_K = regression.intercept_ - weight_KF @ scaler.mean_
+    if len(bias_K) == 1:  # two classes: the library keeps the second one's log-odds only
+        weight_KF, bias_K = np.concatenate([0 * weight_KF, weight_KF]), np.array([0.0, bias_K[0]])
+    head = job.model.head
+    assert isinstance(head, PooledLinear)  # noqa: S101 - transfer makes classifiers
+    head.linear.weight.data = torch.from_numpy(weight_KF).float()
+    head.linear.bias.data = torch.from_numpy(bias_K).float()
+
+
+def multitask(job: Job) -> FitResult:
+    """Hard parameter sharing (Caruana 1997): one encoder learns the target's task and the source's at once."""
+    options = job.options
+    if options.source_data is None:
+        raise ConfigError("method = 'multitask' learns the source's task too: add --source-data FILE")
+    rows = read_rows(options.source_data, text=options.source_text, label=options.source_label)
+    task = Classification(labels=label_set(rows))
+    encoder = job.model.encoder
+    source = SequenceModel(encoder, task.head(encoder, job.config.dropout.head_dropout)).to(job.workspace.device)
+    beside = TaskObjective(
+        source,
+        task,
+        rows.encode(job.featurizer, task.labels),
+        options.batch_size,
+        options.seed,
+        job.workspace.device,
+    )
+    trained = nn.ModuleDict({"target": job.model, "source_head": source.head})
+    groups = [
+        ParameterGroup((f"target.{prefix}",), thaw_epoch=_NEVER * job.never_thawed(prefix))
+        for prefix in job.layer_groups()
+    ]
+    weighted = Weighted(beside, options.source_weight)
+    return job.fit([*groups, ParameterGroup(("source_head.",))], [weighted], trained)
+
+
+@dataclass
+class Weighted:
+    """An objective that counts more or less."""
+
+    objective: Objective
+    weight: float
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the objective itself."""
+        return self.objective.steps_per_epoch
+
+    def loss(self, step: int) -> Tensor:
+        """Return the weighted loss."""
+        return self.weight * self.objective.loss(step)
+
+
+@torch.inference_mode()
+def pooled_states(model: SequenceModel, examples: Examples, batch_size: int = 256) -> np.ndarray:
+    """Return what a classifier's linear layer reads, (N, F) in float64."""
+    model.eval()
+    head = model.head
+    assert isinstance(head, PooledLinear)  # noqa: S101 - the caller has made a classifier
+    out: list[np.ndarray] = [np.empty(0)] * len(examples)
+    for rows, batch in examples.in_order(batch_size):
+        y_BTH, _ = model.encoder(batch.tokens_BT, batch.lengths_B)
+        for row, value in zip(rows, head.pooled(y_BTH, batch.lengths_B).double().numpy(), strict=True):
+            out[row] = value
+    return np.stack(out)
+
+
+def _shallow(strength: float) -> object:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+
+
+def _score(pooled_NF: np.ndarray, targets_N: np.ndarray, strength: float) -> float:
+    folds = min(5, int(np.bincount(targets_N).min()))
+    if folds < 2:
+        return -strength
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
+    scores = cross_val_score(_shallow(strength), pooled_NF, targets_N, cv=splitter, scoring="neg_log_loss")
+    return float(scores.mean())

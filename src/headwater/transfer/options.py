@@ -1,0 +1,40 @@
+"""Options of `transfer`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from headwater.config import DataOptions, RunOptions
+from headwater.features.tokenizers import TokenizerName
+from headwater.trainer import TrainOptions
+
+Freeze = Literal["none", "embedding", "encoder"]
+
+
+class TransferOptions(TrainOptions, DataOptions, RunOptions):
+    """Options of `transfer`."""
+
+    method: str = "finetune"
+    """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
+    `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers)
+    or `multitask` (learn the source's task beside the target's)."""
+    tokenizer: Literal["source"] | TokenizerName = "source"
+    """How the target's text is split; `source` splits as the source does."""
+    freeze: Freeze = "none"
+    """Layers that `init`, `finetune` and `multitask` never change: `embedding`, or the whole `encoder`."""
+    unfreeze: Literal["gradual", "at_once"] = "gradual"
+    """Whether `finetune` thaws one layer an epoch, from the top (Howard and Ruder 2018), or all at once."""
+    lr_decay: Annotated[float, Field(ge=1.0)] = 2.6
+    """`finetune` divides the learning rate by this for each layer further down (Howard and Ruder 2018)."""
+    head: Literal["auto", "new", "source"] = "auto"
+    """Whether to keep the source's head; `auto` keeps it if the target has the same labels."""
+    source_data: str | None = None
+    """Rows of the source task, for `multitask`."""
+    source_text: str = "text"
+    """The column of the source rows' text."""
+    source_label: str = "label"
+    """The column of the source rows' label."""
+    source_weight: Annotated[float, Field(gt=0.0)] = 0.5
+    """How much a source row counts beside a target row, for `multitask`."""

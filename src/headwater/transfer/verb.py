@@ -1,0 +1,54 @@
+"""The verb `transfer`: a source checkpoint and a target's rows to a target checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headwater.checkpoint import Checkpoint
+from headwater.fitting import classifier_facts, read_splits
+from headwater.registry import lookup
+from headwater.stage import Outcome, Workspace, run_stage
+from headwater.tasks.classification import class_probabilities
+from headwater.evaluation import Evaluation
+from headwater.transfer import METHODS
+from headwater.transfer.job import Job, make_job
+from headwater.transfer.options import TransferOptions
+
+
+def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
+    """Carry a source model over to a target task.
+
+    Returns:
+        The target's checkpoint, as written to ``options.out``.
+
+    Raises:
+        HeadwaterError: The data, the options or the output folder can't be used.
+    """
+    lookup("headwater.transfer", METHODS, options.method)
+    run_stage("transfer", options, lambda workspace: _work(source, options, workspace))
+    return Checkpoint.load(options.out)
+
+
+def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) -> Outcome:
+    splits = read_splits(options, options.seed)
+    job = make_job(source, splits, options, workspace, from_scratch=options.method == "scratch")
+    before = {} if job.coverage is None or source.labels != splits.labels else _zero_shot(job)
+    result = lookup("headwater.transfer", METHODS, options.method)(job)
+    lineage = source.lineage.model_copy(deep=True)
+    checkpoint = Checkpoint(job.config, job.featurizer, {}, lineage).with_model(job.model)
+    facts: dict[str, Any] = classifier_facts(checkpoint, splits, workspace.device)
+    facts["metrics"] = facts.get("metrics", {}) | before
+    facts |= {"method": options.method, "data": splits.uses(), "coverage": job.coverage}
+    if result:
+        facts |= {"curves": result.curves, "stopped": result.stopped}
+    return Outcome(checkpoint, facts, (source,))
+
+
+def _zero_shot(job: Job) -> dict[str, Any]:
+    """Return the source's figures on the target before any training, where it has the same labels."""
+    test = job.splits.test
+    if not len(test) or job.options.head == "new":
+        return {}
+    examples = test.encode(job.featurizer, job.splits.labels)
+    probabilities = class_probabilities(job.model.to(job.workspace.device), examples)
+    return {"zero_shot": Evaluation.of(test, job.splits.labels, probabilities).figures()}
