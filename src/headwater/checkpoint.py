@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +29,8 @@ from torch import Tensor
 from headwater.config import Config
 from headwater.errors import CheckpointError
 from headwater.features.text import TextFeaturizer, TextOptions
-from headwater.files import sha256_bytes, sha256_file, write_atomic
+from headwater.files import sha256_bytes, write_atomic
+from headwater.folder import CARD_FILE, CONFIG_FILE, LINEAGE_FILE, check_seal, seal
 from headwater.lineage import Lineage
 from headwater.model import DropoutOptions, Encoder, EncoderOptions, SequenceModel
 from headwater.tasks import Task, task_class
@@ -39,10 +39,6 @@ from headwater.weights import Weights
 FORMAT = "headwater.checkpoint/1"
 MODEL_FILE = "model.safetensors"
 PERSONAL_FILE = "personal.safetensors"
-CONFIG_FILE = "config.json"
-LINEAGE_FILE = "lineage.json"
-CARD_FILE = "card.md"
-SUMS_FILE = "SHA256SUMS"
 SCALE_SUFFIX = ".scale"
 _SEPARATOR = "\x1f"
 
@@ -142,12 +138,28 @@ class Checkpoint:
         Raises:
             OutputError: The disk is full or the folder can't be written.
         """
-        files = self._model_files()
-        files[LINEAGE_FILE] = (self.lineage.model_dump_json(indent=1) + "\n").encode()
-        files[CARD_FILE] = self.lineage.card(self.config.model_dump(mode="json"), self.parameter_count()).encode()
-        for name, content in files.items():
+        for name, content in self._model_files().items():
             write_atomic(folder / name, content)
+        self.save_papers(folder)
         seal(folder)
+
+    def save_papers(self, folder: Path) -> None:
+        """Write where the model came from, for programs and for people.
+
+        Raises:
+            OutputError: The disk is full or the folder can't be written.
+        """
+        write_atomic(folder / LINEAGE_FILE, self.lineage.model_dump_json(indent=1) + "\n")
+        card = self.lineage.card(self.config.model_dump(mode="json"), self.parameter_count())
+        write_atomic(folder / CARD_FILE, card)
+
+    def preparation_files(self) -> dict[str, str]:
+        """Return what a device needs beside the weights to prepare text: file name to content."""
+        return {CONFIG_FILE: self.config.model_dump_json(indent=1) + "\n"} | self.featurizer.files()
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each file that a device needs, the shared model's without the clients' own."""
+        return {name: len(content) for name, content in self._model_files().items() if name != PERSONAL_FILE}
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:
@@ -171,8 +183,7 @@ class Checkpoint:
 
     def _model_files(self) -> dict[str, bytes]:
         files = {MODEL_FILE: safetensors.torch.save(self.tensors)}
-        files[CONFIG_FILE] = (self.config.model_dump_json(indent=1) + "\n").encode()
-        files |= {name: content.encode() for name, content in self.featurizer.files().items()}
+        files |= {name: content.encode() for name, content in self.preparation_files().items()}
         if self.personal:
             flat = {f"{client}{_SEPARATOR}{n}": v for client, w in self.personal.items() for n, v in w.items()}
             files[PERSONAL_FILE] = safetensors.torch.save(flat)
@@ -198,45 +209,6 @@ def read_model_config(folder: Path) -> ModelConfig:
     except (OSError, ValueError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(f"{path} isn't the config of a checkpoint of this version: {first}") from error
-
-
-def seal(folder: Path) -> None:
-    """Write the checksums of all the folder's files."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != SUMS_FILE and p.name[0] != ".")
-    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
-    write_atomic(folder / SUMS_FILE, "".join(lines))
-
-
-def check_seal(folder: Path, *, what: str, needed: tuple[str, ...]) -> None:
-    """Check every file of a folder against `SHA256SUMS`.
-
-    Raises:
-        CheckpointError: A file is missing, damaged, or was never listed.
-    """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} isn't a folder: expected the folder of a {what}")
-    try:
-        listed = (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder} is no {what}: it holds no readable {SUMS_FILE}") from error
-    sums: dict[str, str] = {}
-    for line in listed:
-        match = re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line)
-        if not match:
-            raise CheckpointError(f"{folder / SUMS_FILE} is damaged: copy the {what} again from where it came from")
-        sums[match[2]] = match[1]
-    for name in needed:
-        if name not in sums:
-            raise CheckpointError(f"{folder} is no {what}: {SUMS_FILE} lists no {name}")
-    for name, expected in sums.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing: copy the {what} again from where it came from")
-        if sha256_file(path) != expected:
-            raise CheckpointError(
-                f"{path} is damaged (its checksum isn't the one in {SUMS_FILE}): "
-                f"copy the {what} again from where it came from, or make it again"
-            )
 
 
 def _check_fit(folder: Path, config: ModelConfig, featurizer: TextFeaturizer, tensors: Mapping[str, Tensor]) -> None:

@@ -31,9 +31,12 @@ class Evaluation:
 
     @classmethod
     def of(cls, rows: Rows, labels: Sequence[str], probabilities_NK: np.ndarray) -> Evaluation:
-        """Pair probabilities with the rows' labels, which must be among `labels`."""
-        numbers = {label: number for number, label in enumerate(labels)}
-        targets = np.array([numbers[label] for label in rows.labels], dtype=np.int64)
+        """Pair probabilities with the rows' labels.
+
+        Raises:
+            DataError: A row has a label that is not among `labels`.
+        """
+        targets = np.array(rows.targets(labels), dtype=np.int64)
         return cls(labels, probabilities_NK, targets, rows.fingerprint())
 
     def counts(self, rows: np.ndarray | slice = slice(None)) -> ClassificationCounts:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from headwater.checkpoint import Checkpoint, seal
+from headwater.checkpoint import Checkpoint
 from headwater.config import RunOptions
 from headwater.errors import ConfigError, OutputError
 from headwater.files import output_errors, write_atomic
+from headwater.folder import seal
 from headwater.lineage import LineageEntry
 from headwater.progress import Progress
 from headwater.records import STAGE_FILE, Parent, StageRecord
@@ -57,11 +58,13 @@ class Outcome:
         checkpoint: The new checkpoint; None where the stage wrote its own files.
         facts: Fields of the stage record.
         parents: The checkpoints it started from.
+        artifact_of: The checkpoint whose model the stage's own files hold: they carry on its lineage and its card.
     """
 
     checkpoint: Checkpoint | None
     facts: dict[str, Any] = field(default_factory=dict)
     parents: tuple[Checkpoint, ...] = ()
+    artifact_of: Checkpoint | None = None
 
 
 def run_stage(verb: str, options: RunOptions, work: Callable[[Workspace], Outcome]) -> StageRecord:
@@ -96,22 +99,24 @@ def run_stage(verb: str, options: RunOptions, work: Callable[[Workspace], Outcom
             "threads": torch.get_num_threads(),
         }
         if outcome.checkpoint:
-            facts["model"] = summary(outcome.checkpoint)
+            facts["sizes"] = outcome.checkpoint.sizes()
+        if made := outcome.checkpoint or outcome.artifact_of:
+            facts["model"] = summary(made)
         record = StageRecord(**(facts | outcome.facts))
-        _publish(options.out, partial, record, outcome.checkpoint)
+        _publish(options.out, partial, record, outcome)
     return record
 
 
-def _publish(out: Path, partial: Path, record: StageRecord, checkpoint: Checkpoint | None) -> None:
+def _publish(out: Path, partial: Path, record: StageRecord, outcome: Outcome) -> None:
     for leftover in partial.glob(".*"):
         leftover.unlink()
     record.save(partial)
-    if checkpoint:
-        entry = LineageEntry(
-            **{name: getattr(record, name) for name in LineageEntry.model_fields},
-        )
-        replace(checkpoint, lineage=checkpoint.lineage.then(entry)).save(partial)
+    entry = LineageEntry(**{name: getattr(record, name) for name in LineageEntry.model_fields})
+    if outcome.checkpoint:
+        replace(outcome.checkpoint, lineage=outcome.checkpoint.lineage.then(entry)).save(partial)
     else:
+        if outcome.artifact_of:
+            replace(outcome.artifact_of, lineage=outcome.artifact_of.lineage.then(entry)).save_papers(partial)
         seal(partial)
     if out.exists():
         out.rmdir()

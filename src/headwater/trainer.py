@@ -303,7 +303,9 @@ class _Run:
 def save_state(path: Path | None, tensors: Weights, facts: dict[str, Any]) -> None:
     """Write a resume state in one atomic file: tensors, and facts as JSON in its header."""
     if path is not None:
-        write_atomic(path, safetensors.torch.save(tensors, {"facts": json.dumps(facts)}))
+        # The library refuses tensors that share memory, as the best weights and the current ones may.
+        copies = {name: value.clone() for name, value in tensors.items()}
+        write_atomic(path, safetensors.torch.save(copies, {"facts": json.dumps(facts)}))
 
 
 def load_state(path: Path | None) -> tuple[Weights, dict[str, Any]] | None:

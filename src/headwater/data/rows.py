@@ -9,17 +9,19 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from headwater.data.batches import Examples
 from headwater.data.card import resolve
 from headwater.data.table import read_table
 from headwater.errors import DataError, did_you_mean
 from headwater.features.text import TextFeaturizer
 from headwater.files import sha256_file
 from headwater.records import DataUse
+
+if TYPE_CHECKING:
+    from headwater.data.batches import Examples
 
 Role = Literal["train", "valid", "test", "source", "predict"]
 
@@ -80,6 +82,16 @@ class Rows:
         Raises:
             DataError: A row has a label that is not among `labels`.
         """
+        from headwater.data.batches import Examples  # brings torch, which a device may lack
+
+        return Examples(featurizer.encode_all(self.texts), self.targets(labels))
+
+    def targets(self, labels: Sequence[str]) -> list[int]:
+        """Return the number of each row's label; empty where the rows have none.
+
+        Raises:
+            DataError: A row has a label that is not among `labels`.
+        """
         numbers = {label: number for number, label in enumerate(labels)}
         for index, label in enumerate(self.labels):
             if label not in numbers:
@@ -88,7 +100,7 @@ class Rows:
                     f"{did_you_mean(label, labels)}; the model knows: {', '.join(labels)}. "
                     "Remove such rows, or train with rows of that label"
                 )
-        return Examples(featurizer.encode_all(self.texts), [numbers[label] for label in self.labels])
+        return [numbers[label] for label in self.labels]
 
 
 def read_rows(data: str, *, text: str, label: str | None = None, client: str | None = None) -> Rows:

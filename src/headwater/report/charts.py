@@ -280,7 +280,7 @@ def distribution_chart(
         return Markup("")
     values = [value for _, rows in groups for _, value in rows]
     marks = fit_ticks(min(values), max(values))
-    scale = Scale(marks[0], marks[-1], 16.0, WIDTH - 18.0)
+    scale = Scale(marks[0], marks[-1], 16.0, WIDTH - 26.0)
     most = 84.0 if len(groups) <= 3 else 40.0  # how high a stack may be
     step = (marks[-1] - marks[0]) / 56  # one bin is as wide as a dot
     parts: list[Markup] = []

@@ -29,7 +29,9 @@ class Section:
 
 
 def lineage_facts(records: Sequence[StageRecord]) -> Facts | None:
-    """Return the drawn graph."""
+    """Return the drawn graph, where more than one stage is known."""
+    if len(records) == 1 and not records[0].parents:
+        return None
     wide, tall = draw_lineage(records)
     return {"wide": wide, "tall": tall}
 

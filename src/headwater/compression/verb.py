@@ -1,0 +1,62 @@
+"""Compressing a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from headwater.checkpoint import MODEL_FILE, Checkpoint
+from headwater.comparison import Comparison, MeasureOptions, measuring_rows
+from headwater.compression import compressor
+from headwater.config import RunOptions
+from headwater.errors import ConfigError
+from headwater.inference import row_probabilities
+from headwater.stage import Outcome, run_stage
+
+
+class CompressOptions(MeasureOptions, RunOptions):
+    """Options of `compress`."""
+
+    method: Literal["int8"] = "int8"
+    """`int8`: each row of a matrix as 8-bit numbers times a scale."""
+    client: str | None = None
+    """The column that names each row's client, where the checkpoint holds the clients' own models."""
+
+
+def compress(checkpoint: Checkpoint, options: CompressOptions) -> Checkpoint:
+    """Make a checkpoint smaller; the clients' own weights stay in float32.
+
+    Returns:
+        The checkpoint, as written to ``options.out``. Its record holds the sizes and, where rows were given, the
+        figures before and after with the share of equal predictions.
+
+    Raises:
+        ConfigError: The checkpoint is compressed already.
+        HeadwaterError: The data or the output folder can't be used.
+    """
+    if checkpoint.config.compression:
+        raise ConfigError(
+            f"the checkpoint is compressed already ({checkpoint.config.compression}): compress the one it was made from"
+        )
+    run_stage("compress", options, lambda _: _work(checkpoint, options))
+    return Checkpoint.load(options.out)
+
+
+def _work(checkpoint: Checkpoint, options: CompressOptions) -> Outcome:
+    config = checkpoint.config.model_copy(update={"compression": options.method})
+    smaller = replace(
+        checkpoint, config=config, tensors=compressor(options.method)(checkpoint.weights()), path=None
+    )
+    size, smaller_size = checkpoint.sizes()[MODEL_FILE], smaller.sizes()[MODEL_FILE]
+    notes = [
+        f"{MODEL_FILE} has {smaller_size:,} bytes in {options.method} where it had {size:,} in float32: "
+        f"{smaller_size / size:.1%}."
+    ]
+    facts: dict[str, Any] = {"method": options.method}
+    rows = measuring_rows(options, checkpoint.labels, options.client)
+    if rows is not None:
+        before_NK, after_NK = row_probabilities(checkpoint, rows), row_probabilities(smaller, rows)
+        comparison = Comparison.of(rows, checkpoint.labels, before_NK, after_NK)
+        facts |= comparison.facts()
+        notes.append(f"The predicted label is the same on {comparison.agreement:.2%} of {len(rows):,} rows.")
+    return Outcome(smaller, facts | {"notes": notes}, (checkpoint,))

@@ -1,0 +1,73 @@
+"""Whether an artifact computes what its model computes.
+
+Shapes: N rows, B batch, T time, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from headwater.comparison import Comparison, agreement
+from headwater.features.text import PAD, UNKNOWN
+from headwater.inference import Runner
+from headwater.records import Verification
+
+_BATCHES, _TIMES = (1, 3, 7), (1, 5, 33, 100)
+
+
+def verify(
+    artifact: Runner,
+    model: Runner,
+    vocabulary_size: int,
+    *,
+    tolerance: float,
+    seed: int = 0,
+    comparison: Comparison | None = None,
+) -> Verification:
+    """Compare an artifact with its model on ragged random batches, and on real rows where there are some.
+
+    Each random row carries other tokens behind its length in the artifact's batch than in the model's, so that an
+    artifact that reads its padding fails too.
+
+    Args:
+        artifact: What runs the artifact.
+        model: What runs the model, with the weights that the artifact was made from.
+        vocabulary_size: Token numbers are drawn below it; padding and unknown ones are always among them.
+        tolerance: Largest absolute difference of a class probability that passes.
+        seed: Seeds the draws.
+        comparison: The two on real rows, if there are any: then the agreement is theirs alone.
+
+    Returns:
+        The result; a number that isn't finite never passes.
+    """
+    pairs = []
+    for tokens_BT, other_BT, lengths_B in random_batches(vocabulary_size, seed):
+        pairs.append((artifact(other_BT, lengths_B), model(tokens_BT, lengths_B)))
+    batches = len(pairs)
+    if comparison:
+        pairs.append((comparison.after.probabilities_NK, comparison.before.probabilities_NK))
+    given, expected = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    difference = float(np.abs(given.astype(np.float64) - expected).max())
+    return Verification(
+        passed=difference <= tolerance,
+        batches=batches,
+        rows=len(given),
+        max_difference=difference,
+        tolerance=tolerance,
+        agreement=comparison.agreement if comparison else agreement(given, expected),
+    )
+
+
+def random_batches(vocabulary_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield tokens (B, T) padded with 0, the same with other padding, and lengths (B,) from 1 to T."""
+    rng = np.random.default_rng([seed, 0x0E4A])
+    for batch in _BATCHES:
+        for time in _TIMES:
+            tokens_BT = rng.integers(vocabulary_size, size=(batch, time))
+            tokens_BT[:, time // 2] = rng.choice([PAD, UNKNOWN], size=batch)
+            lengths_B = rng.integers(1, time + 1, size=batch)
+            lengths_B[0], lengths_B[1:2] = time, 1
+            padding_BT = np.arange(time) >= lengths_B[:, None]
+            yield np.where(padding_BT, PAD, tokens_BT), tokens_BT, lengths_B

@@ -1,0 +1,95 @@
+"""A population for a simulation: each client's rows, encoded, and the rows that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from headwater.config import DataOptions
+from headwater.data.batches import Examples
+from headwater.data.rows import Rows, choose, hold_out, label_set, read_rows
+from headwater.errors import ConfigError, DataError
+from headwater.features.text import TextFeaturizer
+from headwater.federated import PARTITIONERS
+from headwater.federated.partition import deal
+from headwater.registry import lookup
+
+
+class PopulationOptions(DataOptions):
+    """Who the clients are."""
+
+    client: str | None = None
+    """The column that names each row's client; without it, clients are made by `--partition`."""
+    partition: Literal["iid", "dirichlet"] = "dirichlet"
+    """How rows without a client column are dealt: `iid`, or unevenly over the labels (`dirichlet`)."""
+    clients: Annotated[int, Field(ge=2)] = 20
+    """How many clients to make where there is no client column."""
+    alpha: Annotated[float, Field(gt=0.0)] = 0.5
+    """Evenness of the Dirichlet partition; small values give clients with mostly one label."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """The rows of a federation.
+
+    Attributes:
+        train: Training rows, each with its client.
+        valid: Held-out rows for stopping, from all clients.
+        test: Rows to report on, each with its client; the held-out ones where no test rows were given.
+        test_name: ``"test"`` or ``"valid"``.
+        labels: The model's labels.
+    """
+
+    train: Rows
+    valid: Rows
+    test: Rows
+    test_name: str
+    labels: tuple[str, ...]
+
+    def examples(self, featurizer: TextFeaturizer) -> dict[str, Examples]:
+        """Return each client's training rows as numbers."""
+        everything = self.train.encode(featurizer, self.labels)
+        return {client: everything.take(rows) for client, rows in self.train.by_client().items()}
+
+
+def read_population(options: PopulationOptions, seed: int, labels: Sequence[str] = ()) -> Population:
+    """Read, partition and split the rows.
+
+    Args:
+        options: Where the rows are and who the clients are.
+        seed: Seeds the partition and the split.
+        labels: The labels that the model knows; by default those of the training rows.
+
+    Raises:
+        DataError: The rows can't be used, or there are fewer than two clients.
+    """
+    rows = read_rows(options.data, text=options.text, label=options.label, client=options.client)
+    found = label_set(rows)
+    rows = choose(rows, options.rows, seed)
+    test = None
+    if options.test:
+        test = read_rows(options.test, text=options.text, label=options.label, client=options.client)
+    if options.client is None:
+        rng = np.random.default_rng([seed, 0x0DEA])
+        shares = lookup("headwater.partitioners", PARTITIONERS, options.partition)(
+            rows.labels, options.clients, options.alpha, rng
+        )
+        rows = replace(rows, clients=deal(rows.labels, shares, rng))
+        test = replace(test, clients=deal(test.labels, shares, rng)) if test else None
+    if len(set(rows.clients)) < 2:
+        raise DataError(
+            f"{options.data}: the column {options.client!r} holds one client only, {rows.clients[0]!r}; "
+            "a federation needs at least two"
+        )
+    train, valid = hold_out(rows, options.valid, seed)
+    if not len(valid):
+        if not test:
+            raise ConfigError(
+                f"{options.data} has {len(rows)} rows, too few to hold any out: raise --valid, or give --test"
+            )
+        return Population(train, test, test, "test", tuple(labels) or found)
+    return Population(train, valid, test or valid, "test" if test else "valid", tuple(labels) or found)

@@ -1,0 +1,246 @@
+"""The verb `federate`: a checkpoint and many clients' rows to a checkpoint that no client's rows have left home for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from headwater.baselines import baselines
+from headwater.checkpoint import Checkpoint
+from headwater.evaluation import Evaluation
+from headwater.federated import AGGREGATORS
+from headwater.federated.aggregators import FixedMean
+from headwater.federated.algorithm import FederationState, Stopping, run_rounds
+from headwater.federated.client_updates import LocalTraining
+from headwater.federated.controls import evaluate_alone, train_central
+from headwater.federated.options import FederateOptions
+from headwater.federated.population import Population, read_population
+from headwater.federated.protocols import FederatedAlgorithm
+from headwater.federated.sampling import Poisson, Uniform
+from headwater.federated.server_optimizers import ServerSGD
+from headwater.federated.simulation import LocalCohort
+from headwater.privacy.accounting import ACCOUNTANT, epsilon_spent, noise_for
+from headwater.privacy.clients import ClipAndNoise
+from headwater.records import ClientRow, Curve, Metrics, Privacy
+from headwater.registry import lookup
+from headwater.stage import Outcome, Workspace, run_stage
+from headwater.tasks.classification import Classification, class_probabilities
+from headwater.trainer import load_state, save_state
+from headwater.weights import Weights, load_weights, weights_of
+
+
+def federate(checkpoint: Checkpoint, options: FederateOptions) -> Checkpoint:
+    """Train a model over clients who keep their rows.
+
+    Returns:
+        The new checkpoint, as written to ``options.out``.
+
+    Raises:
+        HeadwaterError: The data, the options or the output folder can't be used, or a client failed.
+    """
+    lookup("headwater.aggregators", AGGREGATORS, options.aggregator)
+    run_stage("federate", options, lambda workspace: _Federation(checkpoint, options, workspace).run())
+    return Checkpoint.load(options.out)
+
+
+class _Federation:
+    """One run: reads the population, puts the algorithm together, runs it beside its controls."""
+
+    def __init__(self, source: Checkpoint, options: FederateOptions, workspace: Workspace) -> None:
+        self.source = source
+        self.options = options
+        self.workspace = workspace
+        self.population = read_population(options, options.seed)
+        self.checkpoint = for_labels(source, self.population.labels, options.seed)
+        self.model = self.checkpoint.model().to(workspace.device)
+        self.examples = self.population.examples(self.checkpoint.featurizer)
+        labels = self.population.labels
+        self.valid = self.population.valid.encode(self.checkpoint.featurizer, labels)
+        self.test = self.population.test.encode(self.checkpoint.featurizer, labels)
+        self.local = LocalTraining(
+            self.model,
+            self.checkpoint.config.make_task(),
+            options.local_epochs,
+            options.batch_size,
+            options.client_lr,
+            options.client_optimizer,
+            options.clip,
+            workspace.device,
+        )
+        self.start = shared_weights(weights_of(self.model), options.freeze)
+        private = options.epsilon > 0
+        self.stopping = Stopping(options.rounds, options.target, options.patience, keep_best=not private)
+
+    def run(self) -> Outcome:
+        """Run the rounds and the controls; return the facts."""
+        algorithm, privacy = self.assemble()
+        cohort = LocalCohort(self.examples, self.local)
+        loaded = load_state(self.workspace.state_file())
+        state = FederationState.of(*loaded) if loaded else FederationState(self.start)
+        weights, why = run_rounds(
+            algorithm,
+            cohort,
+            state,
+            self.stopping,
+            self.evaluate,
+            seed=self.options.seed,
+            after_round=self.after_round,
+        )
+        before, after = self.measure(self.start), self.measure(weights)
+        facts = after.facts(self.population.test_name)
+        facts["metrics"] |= {"before": before.figures()}
+        facts |= {
+            "method": "private mean" if privacy else self.options.aggregator,
+            "rounds": state.records,
+            "curves": _curves(state),
+            "stopped": why,
+            "privacy": privacy,
+            "data": self.uses(),
+            "baselines": baselines(
+                self.population.train, self.population.test, self.population.labels, self.checkpoint.featurizer
+            ),
+            "notes": self.notes(),
+        }
+        alone = self.add_controls(facts, before) if self.options.controls else None
+        facts["clients"] = self.client_rows(before, after, alone)
+        load_weights(self.model, weights)
+        return Outcome(self.checkpoint.with_model(self.model), facts, (self.source,))
+
+    def assemble(self) -> tuple[FederatedAlgorithm, Privacy | None]:
+        """Put the algorithm together."""
+        options = self.options
+        server = ServerSGD(options.server_lr, options.server_momentum)
+        if not options.epsilon:
+            aggregator = lookup("headwater.aggregators", AGGREGATORS, options.aggregator)()
+            sampler = Uniform(options.participation, options.seed)
+            plain = FederatedAlgorithm(
+                client_update=self.local, aggregator=aggregator, server_optimizer=server, sampler=sampler
+            )
+            return plain, None
+        clients = len(self.examples)
+        delta = options.delta or clients**-1.1
+        rate = min(options.participation, 0.999)
+        terms = {"sampling_rate": rate, "rounds": options.rounds, "delta": delta}
+        noise = noise_for(options.epsilon, **terms)
+        expected = rate * clients
+        privacy = Privacy(
+            epsilon=epsilon_spent(noise_multiplier=noise, **terms),
+            delta=delta,
+            noise_multiplier=noise,
+            clip=options.update_clip,
+            sampling_rate=rate,
+            rounds=options.rounds,
+            population=clients,
+            accountant=ACCOUNTANT,
+            note="A simulation: the noise comes from the seed, and the figures of each round are not noised.",
+        )
+        transform = ClipAndNoise(options.update_clip, noise, expected, options.seed)
+        private = FederatedAlgorithm(
+            client_update=self.local,
+            transforms=(transform,),
+            aggregator=FixedMean(expected),
+            server_optimizer=server,
+            sampler=Poisson(rate, options.seed),
+        )
+        return private, privacy
+
+    def evaluate(self, weights: Weights) -> Metrics:
+        """Return the held-out figures of shared weights."""
+        load_weights(self.model, weights)
+        probabilities = class_probabilities(self.model, self.valid)
+        return Evaluation.of(self.population.valid, self.population.labels, probabilities).figures()
+
+    def measure(self, weights: Weights) -> Evaluation:
+        """Return the evaluation of shared weights on the test rows."""
+        load_weights(self.model, weights)
+        probabilities = class_probabilities(self.model, self.test)
+        return Evaluation.of(self.population.test, self.population.labels, probabilities)
+
+    def after_round(self, state: FederationState) -> None:
+        """Save the state and show the figures."""
+        save_state(self.workspace.state_file(), state.tensors(), state.facts())
+        record = state.records[-1]
+        self.workspace.progress.advance(record.round, self.options.rounds)
+        self.workspace.progress.epoch_done(record.round, self.options.rounds, record.metrics, unit="round")
+
+    def add_controls(self, facts: dict[str, Any], before: Evaluation) -> Evaluation:
+        """Train both controls; return the evaluation of each client alone."""
+        self.workspace.progress.note("controls: all rows in one place, then each client alone")
+        central = train_central(
+            self.local, self.examples, self.start, replace(self.stopping, keep_best=True), self.evaluate, self.options.seed
+        )
+        rows = self.population.test.by_client()
+        alone = evaluate_alone(
+            self.local, self.examples, self.start, self.test, rows, before, self.options.seed
+        )
+        facts["controls"] = {"central": self.measure(central).figures(), "alone": alone.figures()}
+        return alone
+
+    def client_rows(self, before: Evaluation, after: Evaluation, alone: Evaluation | None) -> list[ClientRow]:
+        """Return each client's figures on its own test rows."""
+        views = {"accuracy_before": before, "accuracy": after} | ({"accuracy_alone": alone} if alone else {})
+        return client_rows(self.population, views)
+
+    def uses(self) -> list[Any]:
+        """Return the records of the rows read."""
+        population = self.population
+        uses = [population.train.use("train")]
+        if population.test_name == "test":
+            uses.append(population.test.use("test"))
+        return uses
+
+    def notes(self) -> list[str]:
+        """Return what a reader should know."""
+        counts = np.array([len(examples) for examples in self.examples.values()])
+        note = (
+            f"{len(counts)} clients with {counts.min()} to {counts.max()} training rows (median {int(np.median(counts))});"
+            f" {sum(value.numel() for value in self.start.values()):,} numbers are shared."
+        )
+        return [note]
+
+
+def client_rows(population: Population, views: dict[str, Evaluation]) -> list[ClientRow]:
+    """Return each client's accuracy on its own test rows, in each view; clients without test rows are left out."""
+    train = population.train.by_client()
+    return [
+        ClientRow(
+            client=client,
+            train_rows=len(train.get(client, ())),
+            test_rows=len(rows),
+            metrics={name: view.counts(rows).figures()["accuracy"] for name, view in views.items()},
+        )
+        for client, rows in population.test.by_client().items()
+    ]
+
+
+def for_labels(checkpoint: Checkpoint, labels: tuple[str, ...], seed: int) -> Checkpoint:
+    """Return the checkpoint as a classifier of these labels, with a new head if it has others."""
+    if checkpoint.labels == labels:
+        # A fresh copy of the same model: int8 values are decoded, clients' own heads left behind.
+        plain = replace(checkpoint, config=checkpoint.config.model_copy(update={"compression": ""}))
+        return replace(plain, tensors=checkpoint.weights(), personal={})
+    pooling = checkpoint.config.task.get("pooling", "concat")
+    task = Classification(labels=labels, pooling=pooling)
+    config = checkpoint.config.model_copy(update={"task": task.model_dump(), "compression": ""})
+    torch.manual_seed(seed)
+    model = config.build()
+    encoder = {name: value for name, value in checkpoint.weights().items() if name.startswith("encoder.")}
+    load_weights(model, encoder)
+    return Checkpoint(config, checkpoint.featurizer, {}, checkpoint.lineage).with_model(model)
+
+
+def shared_weights(weights: Weights, freeze: str) -> Weights:
+    """Return the weights that clients train and send."""
+    frozen = {"none": (), "embedding": ("encoder.embedding.",), "encoder": ("encoder.",)}[freeze]
+    return {name: value for name, value in weights.items() if not name.startswith(frozen)}
+
+
+def _curves(state: FederationState) -> list[Curve]:
+    rounds = [float(record.round) for record in state.records]
+    return [
+        Curve(name=f"valid {name}", x_label="round", x=rounds, y=[record.metrics[name] for record in state.records])
+        for name in ("accuracy", "loss")
+    ]

@@ -1,0 +1,158 @@
+"""Using a model: the same for a checkpoint, which runs in torch, and for an artifact, which never imports it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from headwater.config import Config
+from headwater.data.rows import Rows, read_rows
+from headwater.data.table import write_table
+from headwater.errors import CheckpointError, ConfigError, OutputError
+from headwater.evaluation import Evaluation
+from headwater.export.artifact import ARTIFACT_FILE, Artifact
+from headwater.inference import Predictor, checkpoint_predictor, row_probabilities
+from headwater.statistics import worst_decile
+
+
+class EvaluateOptions(Config):
+    """Options of `evaluate`."""
+
+    data: str
+    """Rows to measure on: a file, or `card:NAME/SPLIT`."""
+    text: str = "text"
+    """The column that holds the text."""
+    label: str = "label"
+    """The column that holds the label; a language model needs none."""
+    client: str | None = None
+    """The column that names each row's client: each row is read by its client's own model where there is one."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Processor threads for the arithmetic."""
+
+
+class PredictOptions(Config):
+    """Options of `predict`; give one text, or a file of texts and where to write."""
+
+    say: str | None = None
+    """One text to predict the label of."""
+    data: str | None = None
+    """A file of texts, or `card:NAME/SPLIT`."""
+    text: str = "text"
+    """The column that holds the text."""
+    out: Path | None = None
+    """The table to write, with the columns text, label and probability; its suffix says the kind."""
+    client: str | None = None
+    """Use this client's own model."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Processor threads for the arithmetic."""
+
+
+def load_predictor(path: str | Path, *, client: str | None = None, threads: int = 1) -> Predictor:
+    """Open a checkpoint or an artifact.
+
+    Args:
+        path: Its folder.
+        client: Whose own model to use; the shared one by default.
+        threads: Processor threads for the arithmetic.
+
+    Raises:
+        CheckpointError: The folder is neither, is damaged, or holds no model of that client.
+        ConfigError: The model is no classifier.
+    """
+    if (Path(path) / ARTIFACT_FILE).exists():
+        predictor = Artifact.load(path).predictor(threads)
+        if client is not None and client not in predictor.clients:
+            whose = f"that of client {predictor.clients[0]!r}" if predictor.clients else "the shared one"
+            raise CheckpointError(
+                f"{path} holds one model, {whose}: export the checkpoint again with --client {client}"
+            )
+        return predictor
+    return checkpoint_predictor(_checkpoint(path, threads), client)
+
+
+def evaluate(path: str | Path, options: EvaluateOptions) -> dict[str, Any]:
+    """Measure a checkpoint or an artifact on labelled rows.
+
+    Returns:
+        ``accuracy``, ``macro_f1``, ``loss`` (nats a row) and ``n``; with clients also ``clients`` (their number),
+        ``client_accuracy_sd`` and ``worst_decile_accuracy`` (mean accuracy of the worst tenth of the clients, at
+        least one), each client counting the same. A language model: what its task counts.
+
+    Raises:
+        HeadwaterError: The folder or the rows can't be used, or a row has a label that the model doesn't know.
+    """
+    if (Path(path) / ARTIFACT_FILE).exists():
+        predictor = load_predictor(path, threads=options.threads)
+        rows = _labelled(options, predictor.labels)
+        return _figures(rows, predictor.labels, predictor.probabilities(rows.texts))
+    checkpoint = _checkpoint(path, options.threads)
+    if not checkpoint.labels:
+        rows = read_rows(options.data, text=options.text)
+        examples = rows.encode(checkpoint.featurizer, ())
+        return {**checkpoint.config.make_task().count(checkpoint.model(), examples, 64).figures()}
+    rows = _labelled(options, checkpoint.labels)
+    return _figures(rows, checkpoint.labels, row_probabilities(checkpoint, rows))
+
+
+def predict(path: str | Path, options: PredictOptions) -> dict[str, Any]:
+    """Predict labels with a checkpoint or an artifact.
+
+    Returns:
+        For one text ``label``, ``probability`` and ``probabilities`` by label; for a file ``rows`` (their number)
+        and ``out``, the table that now has the columns text, label and probability.
+
+    Raises:
+        ConfigError: Neither a text nor a file was given, or both, or no place to write.
+        OutputError: The table exists already, or can't be written.
+        HeadwaterError: The folder or the file of texts can't be used.
+    """
+    if (options.say is None) == (options.data is None):
+        raise ConfigError("give either one text (say) or a file of texts (data)")
+    if options.data is None:
+        texts = [str(options.say)]
+    elif options.out is None:
+        raise ConfigError(
+            "a file of texts needs a table to write the labels to: add --out, such as labels.csv"
+        )
+    elif options.out.exists():
+        raise OutputError(f"{options.out} exists already: choose another --out, or delete it")
+    else:
+        texts = list(read_rows(options.data, text=options.text).texts)
+    predictor = load_predictor(path, client=options.client, threads=options.threads)
+    probabilities_NK = predictor.probabilities(texts)
+    labels = [predictor.labels[number] for number in probabilities_NK.argmax(1)]
+    sure = [float(value) for value in probabilities_NK.max(1)]
+    if options.out is None or options.data is None:
+        shares = {label: float(p) for label, p in zip(predictor.labels, probabilities_NK[0], strict=True)}
+        return {"label": labels[0], "probability": sure[0], "probabilities": shares}
+    write_table(options.out, {"text": texts, "label": labels, "probability": sure})
+    return {"rows": len(texts), "out": str(options.out)}
+
+
+def _checkpoint(path: str | Path, threads: int) -> Any:
+    import torch
+
+    from headwater.checkpoint import Checkpoint
+
+    torch.set_num_threads(threads)
+    return Checkpoint.load(path)
+
+
+def _labelled(options: EvaluateOptions, labels: tuple[str, ...]) -> Rows:
+    rows = read_rows(options.data, text=options.text, label=options.label, client=options.client)
+    rows.targets(labels)
+    return rows
+
+
+def _figures(rows: Rows, labels: tuple[str, ...], probabilities_NK: np.ndarray) -> dict[str, Any]:
+    evaluation = Evaluation.of(rows, labels, probabilities_NK)
+    figures: dict[str, Any] = {**evaluation.figures()}
+    if rows.clients:
+        accuracies = [evaluation.counts(found).figures()["accuracy"] for found in rows.by_client().values()]
+        figures["clients"] = len(accuracies)
+        figures["client_accuracy_sd"] = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
+        figures["worst_decile_accuracy"] = worst_decile(accuracies)
+    return figures

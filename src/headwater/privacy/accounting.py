@@ -1,0 +1,76 @@
+"""What a run of clipped, sampled and noised rounds spends, by the library dp-accounting.
+
+The unit is the client: the guarantee compares a population with the same population without any one client
+(add or remove one), for everybody who sees the model after every round.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import dp_accounting
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
+
+from headwater.errors import ConfigError
+
+_ORDERS = [*range(2, 33), 48, 64, 128]
+"""Whole orders only: the series for fractional ones doesn't converge at small noise."""
+ACCOUNTANT = "dp-accounting, privacy loss distributions, Poisson-sampled Gaussian"
+
+
+def epsilon_spent(*, noise_multiplier: float, sampling_rate: float, rounds: int, delta: float) -> float:
+    """Return epsilon after some rounds.
+
+    Args:
+        noise_multiplier: Standard deviation of the noise over the clipping norm.
+        sampling_rate: Chance of each client to take part in a round, independently.
+        rounds: How many.
+        delta: The chance that the guarantee doesn't hold.
+
+    References:
+        McMahan et al. 2018, arXiv:1710.06963 (client-level privacy); Koskela et al. 2020, arXiv:1906.03049, and
+        Doroshenko et al. 2022, arXiv:2207.04380 (privacy loss distributions).
+    """
+    if rounds == 0:
+        return 0.0
+    if noise_multiplier == 0:
+        return math.inf
+    accountant = PLDAccountant()
+    accountant.compose(_event(noise_multiplier, sampling_rate), rounds)
+    return float(accountant.get_epsilon(delta))
+
+
+def noise_for(epsilon: float, *, sampling_rate: float, rounds: int, delta: float) -> float:
+    """Return the smallest noise multiplier (to a hundredth) that keeps all rounds within epsilon.
+
+    Raises:
+        ConfigError: No usable amount of noise does.
+    """
+
+    def calibrate(accountant: Any, bracket: Any, tolerance: float) -> float:
+        return float(
+            dp_accounting.calibrate_dp_mechanism(
+                accountant,
+                lambda noise: dp_accounting.SelfComposedDpEvent(_event(noise, sampling_rate), rounds),
+                epsilon,
+                delta,
+                bracket,
+                tol=tolerance,
+            )
+        )
+
+    try:
+        # Renyi accounting is fast and never too low; the tight accountant then needs only a few looks below it.
+        enough = calibrate(lambda: RdpAccountant(_ORDERS), dp_accounting.LowerEndpointAndGuess(0.05, 2.0), 1e-2)
+        return calibrate(PLDAccountant, dp_accounting.ExplicitBracketInterval(0.6 * enough, enough), 1e-2)
+    except Exception as error:  # the library raises several kinds
+        raise ConfigError(
+            f"epsilon = {epsilon}: no amount of noise keeps {rounds} rounds at a sampling rate of {sampling_rate} "
+            f"within it (delta {delta:.1e}): raise --epsilon, or lower --rounds or --participation"
+        ) from error
+
+
+def _event(noise_multiplier: float, sampling_rate: float) -> dp_accounting.DpEvent:
+    return dp_accounting.PoissonSampledDpEvent(sampling_rate, dp_accounting.GaussianDpEvent(noise_multiplier))

@@ -1,0 +1,51 @@
+"""Client-level differential privacy as an update transform: clip each client's update, noise the aggregate."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+
+import torch
+
+from headwater.federated.protocols import Instruction, Update
+from headwater.weights import Weights, l2_norm
+
+
+@dataclass(frozen=True)
+class ClipAndNoise:
+    """DP-FedAvg with a fixed denominator (McMahan et al. 2018, arXiv:1710.06963).
+
+    Each update is scaled down to the L2 norm `clip`; the aggregate, a sum over `expected` clients' updates divided
+    by that number, gets Gaussian noise of standard deviation ``noise_multiplier * clip / expected`` on each number.
+
+    Attributes:
+        clip: Largest L2 norm of an update.
+        noise_multiplier: Standard deviation of the noise over the clipping norm.
+        expected: Clients expected in a round.
+        seed: Seeds the noise, so that a simulation can be repeated. Whoever knows it can take the noise off again:
+            a deployment must keep it secret and draw it anew.
+    """
+
+    clip: float
+    noise_multiplier: float
+    expected: float
+    seed: int
+
+    def on_client(self, update: Update, instruction: Instruction) -> Update:
+        """Clip."""
+        del instruction
+        scale = min(1.0, self.clip / max(l2_norm(update.delta), 1e-12))
+        return replace(update, delta={name: value * scale for name, value in update.delta.items()})
+
+    def on_receive(self, update: Update, instruction: Instruction) -> Update:
+        """Clip again: the guarantee must not rest on the client's honesty."""
+        return self.on_client(update, instruction)
+
+    def on_aggregate(self, aggregate: Weights, instruction: Instruction) -> Weights:
+        """Add noise."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{instruction.round}/noise".encode()))
+        deviation = self.noise_multiplier * self.clip / self.expected
+        return {
+            name: value + deviation * torch.randn(value.shape, generator=generator)
+            for name, value in aggregate.items()
+        }
