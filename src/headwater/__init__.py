@@ -1,1 +1,85 @@
-"""Headwater: recurrent networks from pre-training to the device."""
+"""Headwater: recurrent networks from pre-training to the device.
+
+The verbs of the command line are functions here: ``pretrain(PretrainOptions(...))``,
+``transfer(checkpoint, TransferOptions(...))``, and so on; `Checkpoint.load` opens what they wrote.
+Names are imported when they are first used, so that light work (a report, ``--help``) needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headwater.checkpoint import Checkpoint
+    from headwater.compression.verb import CompressOptions, compress
+    from headwater.errors import HeadwaterError
+    from headwater.export.verb import ExportOptions, export
+    from headwater.federated.options import FederateOptions
+    from headwater.federated.personalization import PersonalizeOptions, personalize
+    from headwater.federated.verb import federate
+    from headwater.journey import run_journey
+    from headwater.prediction import EvaluateOptions, PredictOptions, evaluate, load_predictor, predict
+    from headwater.pretrained import open_checkpoint
+    from headwater.pretraining import PretrainOptions, pretrain
+    from headwater.report import write_report
+    from headwater.transfer_learning.options import TransferOptions
+    from headwater.transfer_learning.verb import transfer
+
+_HOMES = {
+    "Checkpoint": "headwater.checkpoint",
+    "CompressOptions": "headwater.compression.verb",
+    "EvaluateOptions": "headwater.prediction",
+    "ExportOptions": "headwater.export.verb",
+    "FederateOptions": "headwater.federated.options",
+    "HeadwaterError": "headwater.errors",
+    "PersonalizeOptions": "headwater.federated.personalization",
+    "PredictOptions": "headwater.prediction",
+    "PretrainOptions": "headwater.pretraining",
+    "TransferOptions": "headwater.transfer_learning.options",
+    "compress": "headwater.compression.verb",
+    "evaluate": "headwater.prediction",
+    "export": "headwater.export.verb",
+    "federate": "headwater.federated.verb",
+    "load_predictor": "headwater.prediction",
+    "open_checkpoint": "headwater.pretrained",
+    "personalize": "headwater.federated.personalization",
+    "predict": "headwater.prediction",
+    "pretrain": "headwater.pretraining",
+    "run_journey": "headwater.journey",
+    "transfer": "headwater.transfer_learning.verb",
+    "write_report": "headwater.report",
+}
+
+__all__ = [
+    "Checkpoint",
+    "CompressOptions",
+    "EvaluateOptions",
+    "ExportOptions",
+    "FederateOptions",
+    "HeadwaterError",
+    "PersonalizeOptions",
+    "PredictOptions",
+    "PretrainOptions",
+    "TransferOptions",
+    "compress",
+    "evaluate",
+    "export",
+    "federate",
+    "load_predictor",
+    "open_checkpoint",
+    "personalize",
+    "predict",
+    "pretrain",
+    "run_journey",
+    "transfer",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'headwater' has no attribute {name!r}")
+    # `headwater.export` is a folder too: what is asked for is the verb.
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value

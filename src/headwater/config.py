@@ -6,6 +6,7 @@ the journey file and Python all read the same class, so an option exists in all 
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -65,6 +66,20 @@ def describe(config: type[BaseModel], name: str) -> str:
     """Return the first sentence of a field's docstring."""
     field = config.model_fields.get(name)
     return (field.description or "no description").split("\n\n")[0].replace("\n", " ") if field else "unknown"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: It is missing or isn't TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} doesn't exist: give the path of a TOML file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} can't be read as TOML: {error}") from error
 
 
 class RunOptions(Config):

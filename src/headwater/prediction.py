@@ -1,4 +1,4 @@
-"""Using a model: the same for a checkpoint, which runs in torch, and for an artifact, which never imports it."""
+"""Using a model: the same for a checkpoint, which runs in torch, and for an artifact, which runs without."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EvaluateOptions(Config):
     label: str = "label"
     """The column that holds the label; a language model needs none."""
     client: str | None = None
-    """The column that names each row's client: each row is read by its client's own model where there is one."""
+    """The column that names each row's client, whose own model then reads the row where there is one."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Processor threads for the arithmetic."""
 
@@ -77,12 +77,12 @@ def evaluate(path: str | Path, options: EvaluateOptions) -> dict[str, Any]:
     """Measure a checkpoint or an artifact on labelled rows.
 
     Returns:
-        ``accuracy``, ``macro_f1``, ``loss`` (nats a row) and ``n``; with clients also ``clients`` (their number),
-        ``client_accuracy_sd`` and ``worst_decile_accuracy`` (mean accuracy of the worst tenth of the clients, at
-        least one), each client counting the same. A language model: what its task counts.
+        ``accuracy``, ``macro_f1``, ``loss`` (nats a row) and ``n``; with clients also ``clients`` (their
+        number), ``client_accuracy_sd`` and ``worst_decile_accuracy`` (mean accuracy of the worst tenth of the
+        clients, at least one), each client counting the same. A language model: what its task counts.
 
     Raises:
-        HeadwaterError: The folder or the rows can't be used, or a row has a label that the model doesn't know.
+        HeadwaterError: The folder or the rows can't be used, or a row has a label unknown to the model.
     """
     if (Path(path) / ARTIFACT_FILE).exists():
         predictor = load_predictor(path, threads=options.threads)
@@ -101,8 +101,8 @@ def predict(path: str | Path, options: PredictOptions) -> dict[str, Any]:
     """Predict labels with a checkpoint or an artifact.
 
     Returns:
-        For one text ``label``, ``probability`` and ``probabilities`` by label; for a file ``rows`` (their number)
-        and ``out``, the table that now has the columns text, label and probability.
+        For one text ``label``, ``probability`` and ``probabilities`` by label; for a file ``rows`` (their
+        number) and ``out``, the table that now has the columns text, label and probability.
 
     Raises:
         ConfigError: Neither a text nor a file was given, or both, or no place to write.

@@ -58,7 +58,7 @@ class Outcome:
         checkpoint: The new checkpoint; None where the stage wrote its own files.
         facts: Fields of the stage record.
         parents: The checkpoints it started from.
-        artifact_of: The checkpoint whose model the stage's own files hold: they carry on its lineage and its card.
+        artifact_of: The checkpoint whose model the stage's own files hold; they carry on its lineage.
     """
 
     checkpoint: Checkpoint | None

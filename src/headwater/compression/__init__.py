@@ -1,4 +1,4 @@
-"""Compression: smaller weights. A new method is a function from weights to stored tensors and a row in the table."""
+"""Compression: smaller weights. A new method is a function from weights to stored tensors and a row here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Weights in 8 bits: each row of a matrix is whole numbers from -127 to 127 times one scale.
 
-Only the storage is compressed; the arithmetic stays in float32, so no calibration rows are needed. Quantizers of
-the common libraries leave recurrent matrices alone; by rows, each gate's unit has a scale of its own.
+Only the storage is compressed; the arithmetic stays in float32, so no calibration rows are needed. The
+quantizers of the common libraries leave recurrent matrices alone. Each unit of each gate has its own scale.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def quantize(weights: Weights) -> Weights:
         weights: float32 tensors by name.
 
     Returns:
-        ``NAME`` int8 (rows, ...) and ``NAME.scale`` float32 (rows, 1, ...) of each matrix: their product is off by
-        at most half a scale.
+        ``NAME`` int8 (rows, ...) and ``NAME.scale`` float32 (rows, 1, ...) of each matrix: their product is
+        off by at most half a scale.
     """
     stored: Weights = {}
     for name, value in weights.items():
@@ -36,8 +36,8 @@ def quantize(weights: Weights) -> Weights:
 
 def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows as int8 and their scales: the largest magnitude over 127, 1 for a row of zeros."""
-    largest = matrix.abs().amax(dim=tuple(range(1, matrix.ndim)), keepdim=True)
-    scale = torch.where(largest > 0, largest / _LARGEST, 1.0)
-    # Dividing a subnormal row by its rounded scale can pass 127.
+    scale = matrix.abs().amax(dim=tuple(range(1, matrix.ndim)), keepdim=True) / _LARGEST
+    scale = torch.where(scale > 0, scale, 1.0)
+    # A scale near the smallest number is itself rounded: dividing by it can pass 127.
     whole = (matrix / scale).round().clamp(-_LARGEST, _LARGEST)
     return whole.to(torch.int8), scale

@@ -27,8 +27,8 @@ def compress(checkpoint: Checkpoint, options: CompressOptions) -> Checkpoint:
     """Make a checkpoint smaller; the clients' own weights stay in float32.
 
     Returns:
-        The checkpoint, as written to ``options.out``. Its record holds the sizes and, where rows were given, the
-        figures before and after with the share of equal predictions.
+        The checkpoint, as written to ``options.out``. Its record holds the sizes and, where rows were given,
+        the figures before and after with the share of equal predictions.
 
     Raises:
         ConfigError: The checkpoint is compressed already.
@@ -36,7 +36,8 @@ def compress(checkpoint: Checkpoint, options: CompressOptions) -> Checkpoint:
     """
     if checkpoint.config.compression:
         raise ConfigError(
-            f"the checkpoint is compressed already ({checkpoint.config.compression}): compress the one it was made from"
+            f"the checkpoint is compressed already ({checkpoint.config.compression}): "
+            "compress the one that it was made from"
         )
     run_stage("compress", options, lambda _: _work(checkpoint, options))
     return Checkpoint.load(options.out)
@@ -48,10 +49,8 @@ def _work(checkpoint: Checkpoint, options: CompressOptions) -> Outcome:
         checkpoint, config=config, tensors=compressor(options.method)(checkpoint.weights()), path=None
     )
     size, smaller_size = checkpoint.sizes()[MODEL_FILE], smaller.sizes()[MODEL_FILE]
-    notes = [
-        f"{MODEL_FILE} has {smaller_size:,} bytes in {options.method} where it had {size:,} in float32: "
-        f"{smaller_size / size:.1%}."
-    ]
+    share = f"{smaller_size / size:.1%} of the {size:,} in float32"
+    notes = [f"{MODEL_FILE} has {smaller_size:,} bytes in {options.method}, {share}."]
     facts: dict[str, Any] = {"method": options.method}
     rows = measuring_rows(options, checkpoint.labels, options.client)
     if rows is not None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from headwater.errors import CheckpointError
 from headwater.export import export_target
 from headwater.features.text import TextFeaturizer, TextOptions
-from headwater.folder import CONFIG_FILE, check_seal
+from headwater.folder import CONFIG_FILE, LINEAGE_FILE, check_seal
 from headwater.inference import Predictor
 from headwater.lineage import Lineage
 from headwater.records import Record, Verification
@@ -37,7 +37,7 @@ class ArtifactRecord(Record):
     """The package that runs the model."""
     runtime_version: str
     """The version that it was verified with."""
-    settings: dict[str, str] = {}
+    settings: dict[str, str]
     """What the runtime is told when it opens the model."""
     labels: tuple[str, ...]
     """The labels, in the order of their numbers."""
@@ -93,7 +93,7 @@ class Artifact:
         check_seal(folder, what="artifact", needed=(file,))
         featurizer = TextFeaturizer.load(folder, options)
         return cls(
-            record, featurizer, (folder / file).read_bytes(), Lineage.load(folder / "lineage.json"), folder
+            record, featurizer, (folder / file).read_bytes(), Lineage.load(folder / LINEAGE_FILE), folder
         )
 
     def predictor(self, threads: int = 1) -> Predictor:

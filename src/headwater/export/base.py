@@ -1,4 +1,4 @@
-"""What every export target is. No torch here: a device opens artifacts with the same class that wrote them."""
+"""What every export target is. No torch here: the class that writes artifacts opens them too."""
 
 from __future__ import annotations
 

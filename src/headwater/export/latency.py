@@ -17,8 +17,8 @@ _WARM_UP, _CALLS = 5, 60
 def measure(runners: Mapping[str, Runner], vocabulary_size: int, *, threads: int) -> list[Latency]:
     """Time single rows of 20 and of 100 tokens.
 
-    The runners take turns, call by call, so that whatever else the machine does slows all of them alike: ratios
-    within the result can be compared.
+    The runners take turns, call by call, so that whatever else the machine does slows all of them alike:
+    ratios within the result can be compared.
 
     Args:
         runners: What to time, by name.

@@ -12,14 +12,14 @@ from headwater.checkpoint import SCALE_SUFFIX
 from headwater.weights import Weights
 
 _OPSET, _IR = 17, 8
-"""Old enough for all runtimes in use; int8 rows with a scale each (DequantizeLinear with an axis) need opset 13."""
+"""Old enough for the runtimes in use; int8 rows with a scale each (DequantizeLinear by axis) need 13."""
 
 
 class GraphBuilder:
     """Collects nodes and constants; values are known by their names.
 
     Args:
-        tensors: The model's weights as they are stored: float32, or int8 beside their scales (``NAME.scale``).
+        tensors: The weights as they are stored: float32, or int8 beside their scales (``NAME.scale``).
     """
 
     def __init__(self, tensors: Weights) -> None:

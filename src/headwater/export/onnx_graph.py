@@ -1,11 +1,12 @@
 """The portable ONNX graph of a classifier, written from its weights.
 
-It holds to what all runtimes compute alike. The recurrent operators are the native ones without ``sequence_lens``,
-which some runtimes ignore without a word; a backward direction is a forward operator between two flips within each
-row's length; padding is masked where the states are pooled; and every output of an operator is named.
+It holds to what all runtimes compute alike. The recurrent operators are the native ones without
+``sequence_lens``, which some runtimes ignore without a word; a backward direction is a forward operator
+between two flips within each row's length; padding is masked where the states are pooled; and every output of
+an operator is named.
 
-Inputs: ``tokens`` int64 (B, T) and ``lengths`` int64 (B,), at least 1; what stands behind a row's length does not
-matter. Outputs: ``probabilities`` and ``logits``, float32 (B, K).
+Inputs: ``tokens`` int64 (B, T) and ``lengths`` int64 (B,), at least 1; what stands behind a row's length does
+not matter. Outputs: ``probabilities`` and ``logits``, float32 (B, K).
 
 Shapes: B batch, T time, H hidden, R directions, F features, K classes.
 """

@@ -6,13 +6,17 @@ Shapes: N rows, B batch, T time, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from headwater.comparison import Comparison, agreement
 from headwater.features.text import PAD, UNKNOWN
-from headwater.inference import Runner
+from headwater.inference import Runner, torch_runner
 from headwater.records import Verification
+
+if TYPE_CHECKING:
+    from headwater.model import SequenceModel
 
 _BATCHES, _TIMES = (1, 3, 7), (1, 5, 33, 100)
 
@@ -28,8 +32,8 @@ def verify(
 ) -> Verification:
     """Compare an artifact with its model on ragged random batches, and on real rows where there are some.
 
-    Each random row carries other tokens behind its length in the artifact's batch than in the model's, so that an
-    artifact that reads its padding fails too.
+    Each random row carries other tokens behind its length in the artifact's batch than in the model's, so
+    that an artifact that reads its padding fails too.
 
     Args:
         artifact: What runs the artifact.
@@ -58,6 +62,23 @@ def verify(
         tolerance=tolerance,
         agreement=comparison.agreement if comparison else agreement(given, expected),
     )
+
+
+def rounding(model: SequenceModel, vocabulary_size: int, seed: int = 0) -> float:
+    """Return how far float32 is from float64 in the model itself, on the batches of `verify`.
+
+    The states of some networks grow every rounding error; no runtime can agree with them any better.
+
+    Args:
+        model: Is turned into float64.
+        vocabulary_size: As for `verify`.
+        seed: As for `verify`.
+    """
+    run32, batches = torch_runner(model), list(random_batches(vocabulary_size, seed))
+    single = [run32(tokens_BT, lengths_B) for tokens_BT, _, lengths_B in batches]
+    run64 = torch_runner(model.double())
+    double = [run64(tokens_BT, lengths_B) for tokens_BT, _, lengths_B in batches]
+    return max(float(np.abs(a - b).max()) for a, b in zip(single, double, strict=True))
 
 
 def random_batches(vocabulary_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

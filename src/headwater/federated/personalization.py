@@ -22,8 +22,7 @@ from headwater.evaluation import Evaluation
 from headwater.federated.population import Population, PopulationOptions, read_population
 from headwater.federated.verb import client_rows
 from headwater.stage import Outcome, Workspace, run_stage
-from headwater.tasks.classification import PooledLinear
-from headwater.transfer.methods import pooled_states
+from headwater.tasks.classification import PooledLinear, pooled_states
 from headwater.weights import Weights
 
 HEAD = ("head.linear.weight", "head.linear.bias")

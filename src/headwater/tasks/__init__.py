@@ -8,6 +8,7 @@ from headwater.tasks.base import Task
 TASKS = {
     "classification": "headwater.tasks.classification:Classification",
     "language_modeling": "headwater.tasks.language_modeling:LanguageModeling",
+    "representation": "headwater.tasks.representation:Representation",
 }
 
 

@@ -77,3 +77,19 @@ def class_probabilities(model: SequenceModel, examples: Examples, batch_size: in
     for rows, part in out:
         probabilities[rows] = part
     return probabilities
+
+
+@torch.inference_mode()
+def pooled_states(model: SequenceModel, examples: Examples, batch_size: int = 256) -> np.ndarray:
+    """Return what a classifier's linear layer reads, (N, F) in float64, F pooled features."""
+    model.eval()
+    device = next(model.parameters()).device
+    head = model.head
+    assert isinstance(head, PooledLinear)  # noqa: S101 - what this task's models have
+    out: list[np.ndarray] = [np.empty(0)] * len(examples)
+    for rows, host_batch in examples.in_order(batch_size):
+        batch = host_batch.to(device)
+        y_BTH, _ = model.encoder(batch.tokens_BT, batch.lengths_B)
+        for row, value in zip(rows, head.pooled(y_BTH, batch.lengths_B).double().cpu().numpy(), strict=True):
+            out[row] = value
+    return np.stack(out)

@@ -18,8 +18,8 @@ from headwater.records import Coverage
 from headwater.stage import Workspace
 from headwater.tasks import Task
 from headwater.trainer import FitResult, Objective, ParameterGroup, TrainOptions
-from headwater.transfer.options import TransferOptions
-from headwater.transfer.vocabulary import remap, union_featurizer
+from headwater.transfer_learning.options import TransferOptions
+from headwater.transfer_learning.vocabulary import remap, union_featurizer
 from headwater.weights import load_weights
 
 

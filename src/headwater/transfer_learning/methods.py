@@ -15,13 +15,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from headwater.data.batches import Examples
 from headwater.data.rows import label_set, read_rows
 from headwater.errors import ConfigError
 from headwater.model import SequenceModel
-from headwater.tasks.classification import Classification, PooledLinear
+from headwater.tasks.classification import Classification, PooledLinear, pooled_states
 from headwater.trainer import FitResult, Objective, ParameterGroup, TaskObjective
-from headwater.transfer.job import Job
+from headwater.transfer_learning.job import Job
 
 _NEVER = 1_000_000
 
@@ -114,20 +113,6 @@ class Weighted:
     def loss(self, step: int) -> Tensor:
         """Return the weighted loss."""
         return self.weight * self.objective.loss(step)
-
-
-@torch.inference_mode()
-def pooled_states(model: SequenceModel, examples: Examples, batch_size: int = 256) -> np.ndarray:
-    """Return what a classifier's linear layer reads, (N, F) in float64."""
-    model.eval()
-    head = model.head
-    assert isinstance(head, PooledLinear)  # noqa: S101 - the caller has made a classifier
-    out: list[np.ndarray] = [np.empty(0)] * len(examples)
-    for rows, batch in examples.in_order(batch_size):
-        y_BTH, _ = model.encoder(batch.tokens_BT, batch.lengths_B)
-        for row, value in zip(rows, head.pooled(y_BTH, batch.lengths_B).double().numpy(), strict=True):
-            out[row] = value
-    return np.stack(out)
 
 
 def _shallow(strength: float) -> object:

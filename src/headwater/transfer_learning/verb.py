@@ -10,9 +10,9 @@ from headwater.registry import lookup
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks.classification import class_probabilities
 from headwater.evaluation import Evaluation
-from headwater.transfer import METHODS
-from headwater.transfer.job import Job, make_job
-from headwater.transfer.options import TransferOptions
+from headwater.transfer_learning import METHODS
+from headwater.transfer_learning.job import Job, make_job
+from headwater.transfer_learning.options import TransferOptions
 
 
 def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
@@ -24,7 +24,7 @@ def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
     Raises:
         HeadwaterError: The data, the options or the output folder can't be used.
     """
-    lookup("headwater.transfer", METHODS, options.method)
+    lookup("headwater.transfer_methods", METHODS, options.method)
     run_stage("transfer", options, lambda workspace: _work(source, options, workspace))
     return Checkpoint.load(options.out)
 
@@ -33,7 +33,7 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
     splits = read_splits(options, options.seed)
     job = make_job(source, splits, options, workspace, from_scratch=options.method == "scratch")
     before = {} if job.coverage is None or source.labels != splits.labels else _zero_shot(job)
-    result = lookup("headwater.transfer", METHODS, options.method)(job)
+    result = lookup("headwater.transfer_methods", METHODS, options.method)(job)
     lineage = source.lineage.model_copy(deep=True)
     checkpoint = Checkpoint(job.config, job.featurizer, {}, lineage).with_model(job.model)
     facts: dict[str, Any] = classifier_facts(checkpoint, splits, workspace.device)

@@ -1,0 +1,33 @@
+"""An encoder without a head: what other people's weights become. It can be transferred, not used by itself."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, NoReturn
+
+from torch import nn
+
+from headwater.data.batches import Batch, Examples
+from headwater.errors import ConfigError
+from headwater.model import Encoder, SequenceModel
+from headwater.tasks.base import Task
+
+
+class Representation(Task):
+    """Recurrent states and nothing more."""
+
+    needs_labels: ClassVar[bool] = False
+
+    name: Literal["representation"] = "representation"
+
+    def head(self, encoder: Encoder, dropout: float) -> nn.Module:
+        """Return a head that passes the states on."""
+        del encoder, dropout
+        return nn.Identity()
+
+    def loss(self, model: SequenceModel, batch: Batch) -> NoReturn:
+        """Refuse."""
+        raise ConfigError("a representation has no task to learn: transfer it to labelled rows first")
+
+    def count(self, model: SequenceModel, examples: Examples, batch_size: int) -> NoReturn:
+        """Refuse."""
+        raise ConfigError("a representation has no figures of its own: transfer it to labelled rows first")

@@ -1,0 +1,107 @@
+"""The verbs: one a stage. The command line, the journey and `headwater.<verb>` all run through this table.
+
+Everything is named by strings, so that ``headwater --help`` imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from headwater.config import Config
+
+MODEL = "CHECKPOINT"
+EITHER = "CHECKPOINT_OR_ARTIFACT"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb.
+
+    Attributes:
+        summary: One line for the list of commands.
+        options: ``"module:class"`` of its options.
+        run: ``"module:function"``; takes what `subject` says, if anything, and the options.
+        subject: What it starts from: nothing, a checkpoint, or the path of a checkpoint or artifact.
+    """
+
+    summary: str
+    options: str
+    run: str
+    subject: str = ""
+
+    def options_class(self) -> type[Config]:
+        """Import the options."""
+        found: type[Config] = _resolve(self.options)
+        return found
+
+    def __call__(self, options: Config, subject: str | Path | None = None) -> Any:
+        """Run the verb."""
+        run = _resolve(self.run)
+        if not self.subject:
+            return run(options)
+        if self.subject == MODEL:
+            from headwater.pretrained import open_checkpoint
+
+            return run(open_checkpoint(str(subject)), options)
+        return run(subject, options)
+
+
+VERBS = {
+    "pretrain": Verb(
+        "train a model on a source task",
+        "headwater.pretraining:PretrainOptions",
+        "headwater.pretraining:pretrain",
+    ),
+    "transfer": Verb(
+        "carry a model over to a target task with little data",
+        "headwater.transfer_learning.options:TransferOptions",
+        "headwater.transfer_learning.verb:transfer",
+        MODEL,
+    ),
+    "federate": Verb(
+        "train a model over clients who keep their rows",
+        "headwater.federated.options:FederateOptions",
+        "headwater.federated.verb:federate",
+        MODEL,
+    ),
+    "personalize": Verb(
+        "give each client a head of its own",
+        "headwater.federated.personalization:PersonalizeOptions",
+        "headwater.federated.personalization:personalize",
+        MODEL,
+    ),
+    "compress": Verb(
+        "make a model small",
+        "headwater.compression.verb:CompressOptions",
+        "headwater.compression.verb:compress",
+        MODEL,
+    ),
+    "export": Verb(
+        "write a model for a device, verified equal",
+        "headwater.export.verb:ExportOptions",
+        "headwater.export.verb:export",
+        MODEL,
+    ),
+    "evaluate": Verb(
+        "measure a checkpoint or an artifact on labelled rows",
+        "headwater.prediction:EvaluateOptions",
+        "headwater.prediction:evaluate",
+        EITHER,
+    ),
+    "predict": Verb(
+        "predict labels with a checkpoint or an artifact",
+        "headwater.prediction:PredictOptions",
+        "headwater.prediction:predict",
+        EITHER,
+    ),
+}
+STAGES = ("pretrain", "transfer", "federate", "personalize", "compress", "export")
+"""The verbs that write a folder: what a journey is made of."""
+
+
+def _resolve(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
