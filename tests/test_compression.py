@@ -94,10 +94,15 @@ def test_figures_before_and_after_and_the_agreement_are_recorded(tmp_path):
     truth = [LABELS[n] for n in checkpoint_predictor(checkpoint).probabilities(texts).argmax(1)]
     data = write_rows(tmp_path / "rows.csv", texts, truth)
     made = compress(checkpoint, CompressOptions(out=tmp_path / "c", data=data, quiet=True))
-    after = checkpoint_predictor(made).probabilities(texts).argmax(1)
-    hits = float(np.mean([LABELS[n] == label for n, label in zip(after, truth, strict=True)]))
+    numbers = [LABELS.index(label) for label in truth]
+    before, after = (checkpoint_predictor(model).probabilities(texts) for model in (checkpoint, made))
+    hits = float((after.argmax(1) == numbers).mean())
     record = StageRecord.load(tmp_path / "c")
     assert record.metrics["before"]["accuracy"] == 1.0
+    for where, probabilities in (("before", before), ("after", after), ("test", after)):
+        loss = -np.log(probabilities[range(60), numbers]).mean()
+        assert record.metrics[where]["loss"] == pytest.approx(loss, rel=1e-6)
+    assert record.metrics["before"]["loss"] != record.metrics["after"]["loss"]
     assert record.metrics["after"]["accuracy"] == record.metrics["test"]["accuracy"] == pytest.approx(hits)
     assert record.metrics["after"]["agreement"] == pytest.approx(hits)  # the float model is right everywhere
     assert record.data[0].rows == len(record.correct) == 60

@@ -15,12 +15,12 @@ from headwater.cells import CELLS
 from headwater.checkpoint import Checkpoint
 from headwater.compression.int8 import quantize
 from headwater.errors import CheckpointError, ConfigError, ExportError, OutputError
-from headwater.export import EXPORT_TARGETS, export_target
-from headwater.export.artifact import Artifact
-from headwater.export.onnx_graph import OPERATORS
-from headwater.export.onnx_target import OnnxTarget
-from headwater.export.verb import ExportOptions, export
-from headwater.export.verify import random_batches, rounding, verify
+from headwater.deployment import EXPORT_TARGETS, export_target
+from headwater.deployment.artifact import Artifact
+from headwater.deployment.onnx_graph import OPERATORS
+from headwater.deployment.onnx_target import OnnxTarget
+from headwater.deployment.verb import ExportOptions, export
+from headwater.deployment.verify import random_batches, rounding, verify
 from headwater.inference import checkpoint_predictor, torch_runner
 from headwater.records import StageRecord
 
@@ -29,7 +29,7 @@ POOLINGS = ("last", "max", "mean", "concat")
 
 @pytest.fixture(autouse=True)
 def _few_calls(monkeypatch):
-    monkeypatch.setattr("headwater.export.latency._CALLS", 3)
+    monkeypatch.setattr("headwater.deployment.latency._CALLS", 3)
 
 
 def compressed(checkpoint):
@@ -225,7 +225,7 @@ def test_an_int8_artifact_takes_the_faster_way_that_passed(tmp_path, monkeypatch
                 for name in runners
             ]
 
-        monkeypatch.setattr("headwater.export.verb.measure", measured)
+        monkeypatch.setattr("headwater.deployment.verb.measure", measured)
         artifact = export(checkpoint, ExportOptions(out=tmp_path / slow[-4:], quiet=True))
         assert bool(artifact.record.settings) == (slow == "onnxruntime")
         assert artifact.predictor().probabilities(["w1 w2"]).shape == (1, 3)

@@ -13,7 +13,7 @@ from headwater.compression.verb import CompressOptions, compress
 from headwater.data.rows import read_rows
 from headwater.data.table import read_table
 from headwater.errors import CheckpointError, ConfigError, DataError, OutputError
-from headwater.export.verb import ExportOptions, export
+from headwater.deployment.verb import ExportOptions, export
 from headwater.prediction import EvaluateOptions, PredictOptions, evaluate, load_predictor, predict
 from headwater.statistics import worst_decile
 
@@ -25,7 +25,7 @@ def folders(tmp_path_factory):
     """A checkpoint with clients' own models; artifacts of the shared one, of ann's and of int8 weights."""
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headwater.export.latency._CALLS", 1)
+        patch.setattr("headwater.deployment.latency._CALLS", 1)
         checkpoint = small_checkpoint()
         checkpoint = replace(checkpoint, personal=personal(checkpoint, "ann", "bob"))
         checkpoint.save(folder / "checkpoint")
@@ -81,7 +81,7 @@ from headwater.prediction import EvaluateOptions, PredictOptions, evaluate, load
 artifact, data, out = sys.argv[1:]
 shares = load_predictor(artifact).probabilities(["w1 w2", "w3"]).tolist()
 figures = evaluate(artifact, EvaluateOptions(data=data, client="client"))
-one = predict(artifact, PredictOptions(say="w1 w2"))
+one = predict(artifact, PredictOptions(text="w1 w2"))
 many = predict(artifact, PredictOptions(data=data, out=Path(out)))
 print(json.dumps([shares, figures, one, many]))
 """
@@ -152,7 +152,7 @@ def test_a_language_model_is_measured_by_its_own_task(tmp_path):
 @pytest.mark.parametrize("name", ["checkpoint", "artifact"])
 def test_predict(folders, tmp_path, name):
     expected = load_predictor(folders / name).probabilities(TEXTS)
-    one = predict(folders / name, PredictOptions(say=TEXTS[0]))
+    one = predict(folders / name, PredictOptions(text=TEXTS[0]))
     assert one["probabilities"] == pytest.approx(dict(zip(LABELS, map(float, expected[0]), strict=True)))
     assert one["label"] == max(one["probabilities"], key=one["probabilities"].get)
     data = write_rows(tmp_path / "rows.csv", TEXTS, ["-"] * 50)
@@ -170,11 +170,11 @@ def test_predict_refuses_what_it_cannot_do(folders, tmp_path):
     with pytest.raises(ConfigError, match="either one text"):
         predict(folders / "artifact", PredictOptions())
     with pytest.raises(ConfigError, match="either one text"):
-        predict(folders / "artifact", PredictOptions(say="w1", data="rows.csv"))
+        predict(folders / "artifact", PredictOptions(text="w1", data="rows.csv"))
     with pytest.raises(ConfigError, match="add --out"):
         predict(folders / "artifact", PredictOptions(data="rows.csv"))
     with pytest.raises(CheckpointError, match="isn't a folder"):
-        predict(tmp_path / "nothing", PredictOptions(say="w1"))
+        predict(tmp_path / "nothing", PredictOptions(text="w1"))
     data = write_rows(tmp_path / "rows.csv", ["w1"], ["-"])
     with pytest.raises(DataError, match="unknown suffix"):
         predict(folders / "artifact", PredictOptions(data=data, out=tmp_path / "labels.docx"))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headwater.checkpoint import Checkpoint
     from headwater.compression.verb import CompressOptions, compress
     from headwater.errors import HeadwaterError
-    from headwater.export.verb import ExportOptions, export
+    from headwater.deployment.verb import ExportOptions, export
     from headwater.federated.options import FederateOptions
     from headwater.federated.personalization import PersonalizeOptions, personalize
     from headwater.federated.verb import federate
@@ -30,7 +30,7 @@ _HOMES = {
     "Checkpoint": "headwater.checkpoint",
     "CompressOptions": "headwater.compression.verb",
     "EvaluateOptions": "headwater.prediction",
-    "ExportOptions": "headwater.export.verb",
+    "ExportOptions": "headwater.deployment.verb",
     "FederateOptions": "headwater.federated.options",
     "HeadwaterError": "headwater.errors",
     "PersonalizeOptions": "headwater.federated.personalization",
@@ -39,7 +39,7 @@ _HOMES = {
     "TransferOptions": "headwater.transfer_learning.options",
     "compress": "headwater.compression.verb",
     "evaluate": "headwater.prediction",
-    "export": "headwater.export.verb",
+    "export": "headwater.deployment.verb",
     "federate": "headwater.federated.verb",
     "load_predictor": "headwater.prediction",
     "open_checkpoint": "headwater.pretrained",
@@ -80,6 +80,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'headwater' has no attribute {name!r}")
-    # `headwater.export` is a folder too: what is asked for is the verb.
+    # `headwater.deployment` is a folder too: what is asked for is the verb.
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)
     return value

@@ -13,7 +13,7 @@ from headwater.data.rows import Rows, read_rows
 from headwater.data.table import write_table
 from headwater.errors import CheckpointError, ConfigError, OutputError
 from headwater.evaluation import Evaluation
-from headwater.export.artifact import ARTIFACT_FILE, Artifact
+from headwater.deployment.artifact import ARTIFACT_FILE, Artifact
 from headwater.inference import Predictor, checkpoint_predictor, row_probabilities
 from headwater.statistics import worst_decile
 
@@ -36,12 +36,10 @@ class EvaluateOptions(Config):
 class PredictOptions(Config):
     """Options of `predict`; give one text, or a file of texts and where to write."""
 
-    say: str | None = None
-    """One text to predict the label of."""
     data: str | None = None
     """A file of texts, or `card:NAME/SPLIT`."""
     text: str = "text"
-    """The column that holds the text."""
+    """The text itself; with `--data`, the column that holds the texts."""
     out: Path | None = None
     """The table to write, with the columns text, label and probability; its suffix says the kind."""
     client: str | None = None
@@ -109,10 +107,10 @@ def predict(path: str | Path, options: PredictOptions) -> dict[str, Any]:
         OutputError: The table exists already, or can't be written.
         HeadwaterError: The folder or the file of texts can't be used.
     """
-    if (options.say is None) == (options.data is None):
-        raise ConfigError("give either one text (say) or a file of texts (data)")
     if options.data is None:
-        texts = [str(options.say)]
+        if "text" not in options.model_fields_set or not options.text.strip():
+            raise ConfigError('give a text: --text "...", or a file of texts: --data FILE --text COLUMN --out FILE')
+        texts = [options.text]
     elif options.out is None:
         raise ConfigError(
             "a file of texts needs a table to write the labels to: add --out, such as labels.csv"

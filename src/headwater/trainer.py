@@ -33,6 +33,10 @@ AUTOSAVE_SECONDS = 10.0
 """How much work a kill can cost at most; saving more often would slow small runs down."""
 
 
+NEVER = 1_000_000
+"""An epoch that no training reaches: a group that thaws then stays frozen."""
+
+
 class TrainOptions(Config):
     """How a model is fitted."""
 

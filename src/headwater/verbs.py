@@ -81,8 +81,8 @@ VERBS = {
     ),
     "export": Verb(
         "write a model for a device, verified equal",
-        "headwater.export.verb:ExportOptions",
-        "headwater.export.verb:export",
+        "headwater.deployment.verb:ExportOptions",
+        "headwater.deployment.verb:export",
         MODEL,
     ),
     "evaluate": Verb(

@@ -9,15 +9,14 @@ import numpy as np
 
 from headwater.data.batches import Examples
 from headwater.evaluation import Evaluation
-from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining
-from headwater.federated.protocols import FederatedAlgorithm, Instruction
-from headwater.federated.aggregators import Mean
-from headwater.federated.sampling import Uniform
-from headwater.federated.server_optimizers import ServerSGD
-from headwater.federated.simulation import LocalCohort
+from headwater.federated.protocols import Instruction
+from headwater.fitting import with_epochs
+from headwater.model import SequenceModel
 from headwater.records import Metrics
+from headwater.tasks import Task
 from headwater.tasks.classification import class_probabilities
+from headwater.trainer import NEVER, ParameterGroup, TaskObjective, TrainOptions, fit
 from headwater.weights import Weights, add_scaled, load_weights
 
 ALONE_EPOCHS = 5
@@ -25,25 +24,29 @@ ALONE_EPOCHS = 5
 
 
 def train_central(
-    local: LocalTraining,
+    model: SequenceModel,
+    task: Task,
     clients: Mapping[str, Examples],
     start: Weights,
-    stopping: Stopping,
-    evaluate: Callable[[Weights], Metrics],
+    evaluate: Callable[[], Metrics],
     seed: int,
-) -> Weights:
-    """Return the weights of one client that holds all the rows: the same budget of epochs, the same choice of the best.
-
-    It is a federation of one, so its numbers are central training's own.
-    """
+) -> None:
+    """Train the model on all rows in one place, as `transfer --method init` does by default."""
+    load_weights(model, start)
     tokens = [e.tokens[s : s + n] for e in clients.values() for s, n in zip(e.starts_N, e.lengths_N, strict=True)]
     targets = np.concatenate([examples.targets_N for examples in clients.values()])
-    algorithm = FederatedAlgorithm(
-        client_update=local, aggregator=Mean(), server_optimizer=ServerSGD(), sampler=Uniform(1.0, seed)
-    )
-    cohort = LocalCohort({"all": Examples(tokens, list(targets))}, local)
-    weights, _ = run_rounds(algorithm, cohort, FederationState(start), stopping, evaluate, seed=seed)
-    return weights
+    together = Examples(tokens, list(targets))
+    options = with_epochs(TrainOptions(), len(together))
+    device = next(model.parameters()).device
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in start)
+    groups = [ParameterGroup(tuple(start)), ParameterGroup(("",), thaw_epoch=NEVER)]
+    objective = TaskObjective(model, task, together, options.batch_size, seed, device)
+    fit(model, [objective], evaluate, options, best_by=task.best, seed=seed, groups=groups[: 1 + _partly(model, start)])
+
+
+def _partly(model: SequenceModel, start: Weights) -> bool:
+    return len(start) < len(dict(model.named_parameters()))
 
 
 def evaluate_alone(

@@ -13,12 +13,12 @@ from headwater.federated.population import PopulationOptions
 class FederateOptions(PopulationOptions, RunOptions):
     """Options of `federate`."""
 
-    rounds: Annotated[int, Field(ge=1)] = 30
+    rounds: Annotated[int, Field(ge=1)] = 60
     """Rounds at most."""
     aggregator: str = "weighted"
     """`mean` (every client alike), `weighted` (by rows: FedAvg) or `median` (of each number)."""
-    participation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of the clients that take part in a round."""
+    participation: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Share of the clients that take part in a round; at least two do, if there are two."""
     local_epochs: Annotated[int, Field(ge=1)] = 1
     """Passes of a client over its rows in a round."""
     batch_size: Annotated[int, Field(ge=1)] = 16
@@ -31,8 +31,8 @@ class FederateOptions(PopulationOptions, RunOptions):
     """Largest L2 norm of the gradient in a client's step."""
     server_lr: Annotated[float, Field(gt=0.0)] = 1.0
     """Times the aggregate; 1 is plain federated averaging."""
-    server_momentum: Fraction = 0.0
-    """Share of the server's last step that is kept."""
+    server_momentum: Fraction = 0.9
+    """Share of the server's last step that is kept (FedAvgM): what carries many small clients forward; 0 is FedAvg."""
     freeze: Literal["none", "embedding", "encoder"] = "none"
     """Weights that stay as they are and are never sent: fewer bytes, and less for privacy noise to spoil."""
     target: Fraction = 0.0

@@ -31,7 +31,7 @@ HEAD = ("head.linear.weight", "head.linear.bias")
 class PersonalizeOptions(PopulationOptions, RunOptions):
     """Options of `personalize`."""
 
-    strength: Annotated[float, Field(gt=0.0)] = 1.0
+    strength: Annotated[float, Field(gt=0.0)] = 0.3
     """How strongly a client's head is held to the shared one: as much as this many rows would; large values keep it."""
 
 

@@ -12,14 +12,14 @@ from headwater.federated.protocols import ClientId
 
 @dataclass(frozen=True)
 class Uniform:
-    """A fixed share of the clients, without repetition; at least one."""
+    """A fixed share of the clients, without repetition; at least two, where there are two."""
 
     share: float
     seed: int
 
     def sample(self, round_number: int, clients: Sequence[ClientId]) -> list[ClientId]:
         """Return the round's clients, in the order of `clients`."""
-        count = max(1, round(self.share * len(clients)))
+        count = max(min(2, len(clients)), round(self.share * len(clients)))
         chosen = np.random.default_rng([self.seed, round_number]).choice(len(clients), count, replace=False)
         return [clients[i] for i in sorted(chosen)]
 

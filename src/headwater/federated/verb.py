@@ -150,11 +150,15 @@ class _Federation:
     def evaluate(self, weights: Weights) -> Metrics:
         """Return the held-out figures of shared weights."""
         load_weights(self.model, weights)
+        return self.held_out()
+
+    def held_out(self) -> Metrics:
+        """Return the held-out figures of the model as it is."""
         probabilities = class_probabilities(self.model, self.valid)
         return Evaluation.of(self.population.valid, self.population.labels, probabilities).figures()
 
     def measure(self, weights: Weights) -> Evaluation:
-        """Return the evaluation of shared weights on the test rows."""
+        """Return the evaluation of the model on the test rows, with these weights put in."""
         load_weights(self.model, weights)
         probabilities = class_probabilities(self.model, self.test)
         return Evaluation.of(self.population.test, self.population.labels, probabilities)
@@ -169,14 +173,14 @@ class _Federation:
     def add_controls(self, facts: dict[str, Any], before: Evaluation) -> Evaluation:
         """Train both controls; return the evaluation of each client alone."""
         self.workspace.progress.note("controls: all rows in one place, then each client alone")
-        central = train_central(
-            self.local, self.examples, self.start, replace(self.stopping, keep_best=True), self.evaluate, self.options.seed
-        )
+        task = self.local.task
+        train_central(self.model, task, self.examples, self.start, self.held_out, self.options.seed)
+        central = self.measure({})
         rows = self.population.test.by_client()
         alone = evaluate_alone(
             self.local, self.examples, self.start, self.test, rows, before, self.options.seed
         )
-        facts["controls"] = {"central": self.measure(central).figures(), "alone": alone.figures()}
+        facts["controls"] = {"central": central.figures(), "alone": alone.figures()}
         return alone
 
     def client_rows(self, before: Evaluation, after: Evaluation, alone: Evaluation | None) -> list[ClientRow]:

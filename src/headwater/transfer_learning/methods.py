@@ -19,10 +19,8 @@ from headwater.data.rows import label_set, read_rows
 from headwater.errors import ConfigError
 from headwater.model import SequenceModel
 from headwater.tasks.classification import Classification, PooledLinear, pooled_states
-from headwater.trainer import FitResult, Objective, ParameterGroup, TaskObjective
+from headwater.trainer import NEVER, FitResult, Objective, ParameterGroup, TaskObjective
 from headwater.transfer_learning.job import Job
-
-_NEVER = 1_000_000
 
 
 def scratch(job: Job) -> FitResult:
@@ -32,7 +30,7 @@ def scratch(job: Job) -> FitResult:
 
 def init(job: Job) -> FitResult:
     """Parameter initialization: start from the source's weights, train all of them alike."""
-    return job.fit([ParameterGroup((p,), thaw_epoch=_NEVER * job.never_thawed(p)) for p in job.layer_groups()])
+    return job.fit([ParameterGroup((p,), thaw_epoch=NEVER * job.never_thawed(p)) for p in job.layer_groups()])
 
 
 def finetune(job: Job) -> FitResult:
@@ -45,7 +43,7 @@ def finetune(job: Job) -> FitResult:
         ParameterGroup(
             (prefix,),
             lr_factor=job.options.lr_decay**-depth,
-            thaw_epoch=_NEVER if job.never_thawed(prefix) else depth * gradual,
+            thaw_epoch=NEVER if job.never_thawed(prefix) else depth * gradual,
         )
         for depth, prefix in enumerate(job.layer_groups())
     ]
@@ -91,7 +89,7 @@ def multitask(job: Job) -> FitResult:
     )
     trained = nn.ModuleDict({"target": job.model, "source_head": source.head})
     groups = [
-        ParameterGroup((f"target.{prefix}",), thaw_epoch=_NEVER * job.never_thawed(prefix))
+        ParameterGroup((f"target.{prefix}",), thaw_epoch=NEVER * job.never_thawed(prefix))
         for prefix in job.layer_groups()
     ]
     weighted = Weighted(beside, options.source_weight)

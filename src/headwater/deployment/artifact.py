@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from headwater.errors import CheckpointError
-from headwater.export import export_target
+from headwater.deployment import export_target
 from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.folder import CONFIG_FILE, LINEAGE_FILE, check_seal
 from headwater.inference import Predictor

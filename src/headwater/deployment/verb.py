@@ -15,11 +15,11 @@ from headwater.comparison import Comparison, MeasureOptions, measuring_rows
 from headwater.config import RunOptions
 from headwater.data.rows import Rows
 from headwater.errors import ExportError
-from headwater.export import export_target
-from headwater.export.artifact import ARTIFACT_FILE, Artifact, ArtifactRecord
-from headwater.export.base import Settings, Target
-from headwater.export.latency import measure
-from headwater.export.verify import rounding, verify
+from headwater.deployment import export_target
+from headwater.deployment.artifact import ARTIFACT_FILE, Artifact, ArtifactRecord
+from headwater.deployment.base import Settings, Target
+from headwater.deployment.latency import measure
+from headwater.deployment.verify import rounding, verify
 from headwater.files import write_atomic
 from headwater.inference import Predictor, Runner, checkpoint_predictor
 from headwater.records import Latency, Verification

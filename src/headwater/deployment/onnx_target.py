@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from headwater.errors import CheckpointError
-from headwater.export.base import Settings
+from headwater.deployment.base import Settings
 from headwater.inference import Runner
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _UNPACK_AT_LOAD = {"session.disable_quant_qdq": "1"}
 
 
 class OnnxTarget:
-    """The portable ONNX graph; see `headwater.export.onnx_graph`."""
+    """The portable ONNX graph; see `headwater.deployment.onnx_graph`."""
 
     file = "model.onnx"
     runtime = "onnxruntime"
@@ -32,7 +32,7 @@ class OnnxTarget:
         Raises:
             ExportError: The graph can't express the task or the cell.
         """
-        from headwater.export.onnx_graph import build_graph
+        from headwater.deployment.onnx_graph import build_graph
 
         return build_graph(config, tensors)
 

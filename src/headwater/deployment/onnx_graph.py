@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from onnx import TensorProto, helper
 
 from headwater.errors import ExportError
-from headwater.export.onnx_builder import GraphBuilder
+from headwater.deployment.onnx_builder import GraphBuilder
 
 if TYPE_CHECKING:
     from headwater.checkpoint import ModelConfig

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from headwater.registry import lookup
 
 if TYPE_CHECKING:
-    from headwater.export.base import Target
+    from headwater.deployment.base import Target
 
-EXPORT_TARGETS = {"onnx": "headwater.export.onnx_target:OnnxTarget"}
+EXPORT_TARGETS = {"onnx": "headwater.deployment.onnx_target:OnnxTarget"}
 
 
 def export_target(name: str) -> Target:
