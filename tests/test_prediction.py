@@ -167,10 +167,9 @@ def test_predict(folders, tmp_path, name):
 
 
 def test_predict_refuses_what_it_cannot_do(folders, tmp_path):
-    with pytest.raises(ConfigError, match="either one text"):
-        predict(folders / "artifact", PredictOptions())
-    with pytest.raises(ConfigError, match="either one text"):
-        predict(folders / "artifact", PredictOptions(text="w1", data="rows.csv"))
+    for options in (PredictOptions(), PredictOptions(text=" ")):
+        with pytest.raises(ConfigError, match="give a text"):
+            predict(folders / "artifact", options)
     with pytest.raises(ConfigError, match="add --out"):
         predict(folders / "artifact", PredictOptions(data="rows.csv"))
     with pytest.raises(CheckpointError, match="isn't a folder"):

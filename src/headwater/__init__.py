@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headwater.checkpoint import Checkpoint
     from headwater.compression.verb import CompressOptions, compress
-    from headwater.errors import HeadwaterError
     from headwater.deployment.verb import ExportOptions, export
+    from headwater.errors import HeadwaterError
     from headwater.federated.options import FederateOptions
     from headwater.federated.personalization import PersonalizeOptions, personalize
     from headwater.federated.verb import federate

@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import safetensors.torch
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from headwater.config import Config
 from headwater.errors import CheckpointError
-from headwater.features.text import TextFeaturizer, TextOptions
+from headwater.features.text import TOKENIZER_FILE, VOCABULARY_FILE, TextFeaturizer, TextOptions
 from headwater.files import sha256_bytes, write_atomic
 from headwater.folder import CARD_FILE, CONFIG_FILE, LINEAGE_FILE, check_seal, seal
 from headwater.lineage import Lineage
@@ -36,7 +36,7 @@ from headwater.model import DropoutOptions, Encoder, EncoderOptions, SequenceMod
 from headwater.tasks import Task, task_class
 from headwater.weights import Weights
 
-FORMAT = "headwater.checkpoint/1"
+FORMAT: Final = "headwater.checkpoint/1"
 MODEL_FILE = "model.safetensors"
 PERSONAL_FILE = "personal.safetensors"
 SCALE_SUFFIX = ".scale"
@@ -169,7 +169,8 @@ class Checkpoint:
             CheckpointError: The folder is no checkpoint, is damaged, or of another version.
         """
         folder = Path(path)
-        check_seal(folder, what="checkpoint", needed=(MODEL_FILE, CONFIG_FILE))
+        needed = (MODEL_FILE, CONFIG_FILE, VOCABULARY_FILE, LINEAGE_FILE)
+        check_seal(folder, what="checkpoint", needed=needed, optional=(PERSONAL_FILE, TOKENIZER_FILE))
         config = read_model_config(folder)
         featurizer = TextFeaturizer.load(folder, config.featurizer)
         tensors = safetensors.torch.load((folder / MODEL_FILE).read_bytes())

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 from pydantic.fields import FieldInfo
 
-from headwater.config import Config, read_toml
+from headwater.config import Config, RunOptions, read_toml
 from headwater.errors import ConfigError, HeadwaterError, did_you_mean
-from headwater.verbs import STAGES, VERBS, Verb
+from headwater.verbs import VERBS, Verb
 
 _INTERRUPTED = 130
 """What a shell expects of a program that was stopped by Ctrl-C."""
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; Python would complain again while closing it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # the last resort: say it in one line, keep the details for --debug
+    except Exception as error:  # noqa: BLE001 - the last resort: one line here, the details with --debug
         if debug:
             traceback.print_exc()
         _say(f"headwater: internal error: {type(error).__name__}: {error} (--debug shows where)")
@@ -108,8 +108,8 @@ def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
     subject, as_json = values.pop("subject", None), values.pop("json", False)
     options = config.parse(_from_file(values.pop("config", None), config) | values, source=parser.prog)
     result = verb(options, subject)
-    if name in STAGES:
-        _print_stage(options)
+    if isinstance(options, RunOptions):
+        _print_stage(options.out)
     elif as_json:
         _print(json.dumps(result))
     else:
@@ -127,7 +127,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> No
     text = " ".join((info.description or "").split()).replace("%", "%%")
     if info.is_required():
         text += " (required)"
-    elif info.default not in (None, False, True) and str(info.default) != "":
+    elif info.default is not None and not isinstance(info.default, bool) and str(info.default) != "":
         text += f" (default: {info.default})"
     flag = "--" + name.replace("_", "-")
     if info.annotation is bool:
@@ -169,7 +169,8 @@ def _from_file(path: str | None, config: type[Config]) -> dict[str, Any]:
     if path is None:
         return {}
     values = read_toml(Path(path))
-    config.parse({"out": "x", "data": "x"} | values, source=path) if values else None
+    stand_ins = {name: "x" for name in ("out", "data") if name in config.model_fields}
+    config.parse(stand_ins | values, source=path) if values else None
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
@@ -216,9 +217,7 @@ def _run_journey(given: list[str]) -> int:
 
 
 def _run_demo(given: list[str]) -> int:
-    parser = _Parser(
-        prog="headwater demo", allow_abbrev=False, description="Run the whole journey on real reviews."
-    )
+    parser = _Parser(prog="headwater demo", allow_abbrev=False, description="Run the whole journey on real reviews.")
     parser.add_argument("--language", choices=["en", "zh"], default="en", help="of the reviews (default: en)")
     parser.add_argument("--quick", action="store_true", help="smaller models, fewer stages: a minute or so")
     _add_journey_flags(parser)
@@ -238,10 +237,10 @@ def _travel(journey: Any, values: dict[str, Any]) -> int:
     return 0
 
 
-def _print_stage(options: Config) -> None:
+def _print_stage(out: Path) -> None:
     from headwater.records import StageRecord
 
-    record = StageRecord.load(options.out)  # type: ignore[attr-defined] - every stage's options have it
+    record = StageRecord.load(out)
     for where, figures in {**record.metrics, **record.baselines, **record.controls}.items():
         _print(f"{where:<28} " + _figures(figures))
     if record.privacy:
@@ -250,7 +249,7 @@ def _print_stage(options: Config) -> None:
         _print(f"{name:<28} {size:,} bytes")
     for note in record.notes:
         _print(note)
-    _print(f"{record.verb} done in {record.wall_seconds:.1f} s: {options.out}")  # type: ignore[attr-defined]
+    _print(f"{record.verb} done in {record.wall_seconds:.1f} s: {out}")
 
 
 def _figures(figures: dict[str, float]) -> str:

@@ -28,9 +28,7 @@ class MeasureOptions(Config):
     """The column that holds the label."""
 
 
-def measuring_rows(
-    options: MeasureOptions, labels: tuple[str, ...], client: str | None = None
-) -> Rows | None:
+def measuring_rows(options: MeasureOptions, labels: tuple[str, ...], client: str | None = None) -> Rows | None:
     """Read the rows to measure on; None where none are asked.
 
     Args:
@@ -45,9 +43,7 @@ def measuring_rows(
     if options.data is None:
         return None
     if not labels:
-        raise ConfigError(
-            f"data = {options.data!r}: only a classifier can be measured here; leave --data out"
-        )
+        raise ConfigError(f"data = {options.data!r}: only a classifier can be measured here; leave --data out")
     rows = read_rows(options.data, text=options.text, label=options.label, client=client)
     rows.targets(labels)
     return rows
@@ -68,9 +64,7 @@ class Comparison:
     after: Evaluation
 
     @classmethod
-    def of(
-        cls, rows: Rows, labels: tuple[str, ...], before_NK: np.ndarray, after_NK: np.ndarray
-    ) -> Comparison:
+    def of(cls, rows: Rows, labels: tuple[str, ...], before_NK: np.ndarray, after_NK: np.ndarray) -> Comparison:
         """Pair two models' class probabilities (N, K)."""
         return cls(rows, Evaluation.of(rows, labels, before_NK), Evaluation.of(rows, labels, after_NK))
 

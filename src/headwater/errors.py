@@ -72,8 +72,7 @@ class MissingDependency(HeadwaterError):  # noqa: N818 - reads as what it is
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the package {package!r}, which isn't installed: "
-            f"pip install 'headwater[{extra}]'"
+            f"{purpose} needs the package {package!r}, which isn't installed: pip install 'headwater[{extra}]'"
         )
 
 

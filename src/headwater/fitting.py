@@ -12,6 +12,7 @@ from headwater.baselines import baselines
 from headwater.checkpoint import Checkpoint
 from headwater.config import DataOptions
 from headwater.data.rows import Rows, choose, hold_out, label_set, read_rows
+from headwater.errors import DataError
 from headwater.evaluation import Evaluation
 from headwater.features.text import TextFeaturizer
 from headwater.model import SequenceModel
@@ -57,8 +58,15 @@ def read_splits(options: DataOptions, seed: int, *, labelled: bool = True) -> Sp
     labels = label_set(rows) if labelled else ()
     rows = choose(rows, options.rows, seed)
     train, valid = hold_out(rows, options.valid, seed)
+    if unseen := sorted(set(labels) - set(train.labels)):
+        raise DataError(
+            f"{options.data}: of {len(train)} rows to learn from none has the label {unseen[0]!r}: "
+            "raise --rows, lower --valid, or give more rows of that label"
+        )
     if options.test:
-        return Splits(train, valid, read_rows(options.test, text=options.text, label=label), "test", labels)
+        test = read_rows(options.test, text=options.text, label=label)
+        test.targets(labels)  # an unknown label is said now, not after the training
+        return Splits(train, valid, test, "test", labels)
     return Splits(train, valid, valid, "valid", labels)
 
 
@@ -89,13 +97,10 @@ def fit_task(
     examples = splits.train.encode(featurizer, splits.labels)
     main = TaskObjective(model, task, examples, options.batch_size, seed, workspace.device)
     held = splits.valid.encode(featurizer, splits.labels) if len(splits.valid) else None
-    epoch = 0
 
     def evaluate() -> dict[str, float]:
-        nonlocal epoch
-        epoch += 1
         if held is None:  # no rows to choose by: the last epoch wins
-            return {"epoch": float(epoch)}
+            return {}
         return task.count(model, held, _EVALUATION_BATCH).figures()
 
     return fit(
@@ -103,7 +108,7 @@ def fit_task(
         [main, *others],
         evaluate,
         options if held is not None else options.model_copy(update={"patience": 0}),
-        best_by=task.best if held is not None else ("epoch", True),
+        best_by=task.best if held is not None else None,
         seed=seed,
         groups=groups,
         trained=trained,

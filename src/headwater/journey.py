@@ -43,7 +43,8 @@ from pathlib import Path
 from typing import Any
 
 from headwater.config import Config, read_toml
-from headwater.errors import ConfigError, HeadwaterError, did_you_mean
+from headwater.errors import ConfigError, HeadwaterError, OutputError, did_you_mean
+from headwater.files import output_errors
 from headwater.progress import Progress
 from headwater.records import STAGE_FILE, StageRecord
 from headwater.verbs import STAGES, VERBS
@@ -122,10 +123,15 @@ def run_journey(
     Raises:
         HeadwaterError: A stage failed; those that were done stay done.
     """
+    if jobs < 0:
+        raise ConfigError(f"jobs = {jobs}: give the number of stages to run at once, or 0 for the number of cores")
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file: --out names a folder; choose another")
     if out.exists() and not resume and any(out.iterdir()):
         raise ConfigError(f"{out} isn't empty: add --resume to continue the journey, or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    jobs = jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    jobs = jobs or _cores()
     waiting = list(journey.steps)
     with Progress(journey.name, quiet=quiet) as progress:
         if jobs == 1:
@@ -135,6 +141,10 @@ def run_journey(
         else:
             _run_parallel(waiting, out, progress, journey, resume=resume, jobs=jobs)
     return [StageRecord.load(out / step.name) for step in journey.steps]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run_parallel(
@@ -199,23 +209,28 @@ def _show(progress: Progress, out: Path, step: Step, journey: Journey) -> None:
 def _journey(document: dict[str, Any], settings: dict[str, Any], source: str, name: str) -> Journey:
     unknown = document.keys() - {"name", "defaults", "stage", "quick"}
     if unknown:
-        key = sorted(unknown)[0]
+        key = min(unknown)
         hint = did_you_mean(key, ["name", "defaults", "stage", "quick"])
         raise ConfigError(f"{source}: unknown key {key!r}{hint}; known: name, defaults, stage, quick")
     stages = document.get("stage", [])
-    if not stages or not isinstance(stages, list):
+    if not stages or not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise ConfigError(f"{source}: a journey needs at least one [[stage]] with a name and a verb")
+    defaults = document.get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise ConfigError(f"{source}: defaults = {defaults!r}: write a table [defaults] of options")
     general = {key: value for key, value in settings.items() if "." not in key}
     steps: list[Step] = []
     for stage in stages:
         own = {k.partition(".")[2]: v for k, v in settings.items() if k.partition(".")[0] == stage.get("name")}
-        steps += _expand(stage | own, document.get("defaults", {}) | general, source)
+        steps += _expand(stage | own, defaults, general | own, source)
+    _check_defaults(defaults, steps, source)
     _check_settings(settings, [str(stage.get("name")) for stage in stages], steps, source)
     _check_order(steps, source)
     return Journey(str(document.get("name", name)), tuple(steps))
 
 
-def _expand(stage: dict[str, Any], defaults: dict[str, Any], source: str) -> list[Step]:
+def _expand(stage: dict[str, Any], defaults: dict[str, Any], changes: dict[str, Any], source: str) -> list[Step]:
+    """Return the steps of a stage; of an option given twice, the latter counts: default, stage, change, matrix."""
     for key in ("name", "verb"):
         if not isinstance(stage.get(key), str):
             raise ConfigError(f"{source}: a stage lacks {key!r}: {stage}")
@@ -224,11 +239,16 @@ def _expand(stage: dict[str, Any], defaults: dict[str, Any], source: str) -> lis
         raise ConfigError(f"{source}: unknown verb {stage['verb']!r}{hint}; a stage is one of {', '.join(STAGES)}")
     config = VERBS[stage["verb"]].options_class()
     matrix = stage.get("matrix", {})
+    if not isinstance(matrix, dict) or not all(isinstance(values, list) and values for values in matrix.values()):
+        raise ConfigError(
+            f"{source}: matrix = {matrix}: give each option a list of values, such as {{ seed = [0, 1, 2] }}"
+        )
     steps = []
     for values in itertools.product(*matrix.values()):
         chosen = dict(zip(matrix, values, strict=True))
         given = {k: v for k, v in defaults.items() if k in config.model_fields}
-        given |= {k: v for k, v in stage.items() if k not in _OWN_KEYS} | chosen
+        given |= {k: v for k, v in stage.items() if k not in _OWN_KEYS}
+        given |= {k: v for k, v in changes.items() if k in config.model_fields} | chosen
         shown = {key: "all" if key == "rows" and value == 0 else value for key, value in given.items()}
         try:
             name, start = stage["name"].format(**shown), str(stage.get("from", "")).format(**shown)
@@ -251,7 +271,7 @@ def _check_order(steps: list[Step], source: str) -> None:
     names: set[str] = set()
     everyone = [step.name for step in steps]
     for step in steps:
-        if step.name in names or "/" in step.name or step.name.startswith("."):
+        if step.name in names or not step.name or "/" in step.name or step.name.startswith("."):
             raise ConfigError(f"{source}: the stage name {step.name!r} stands twice or is no folder's name")
         known = step.start in names or step.start.startswith("pretrained:") or Path(step.start).is_dir()
         if step.start and not known:
@@ -260,6 +280,13 @@ def _check_order(steps: list[Step], source: str) -> None:
                 f"{did_you_mean(step.start, everyone)}, no checkpoint's folder and no pretrained:NAME"
             )
         names.add(step.name)
+
+
+def _check_defaults(defaults: dict[str, Any], steps: list[Step], source: str) -> None:
+    known = {field for step in steps for field in VERBS[step.verb].options_class().model_fields}
+    for key in defaults:
+        if key not in known:
+            raise ConfigError(f"{source}, defaults: no stage has the option {key!r}{did_you_mean(key, known)}")
 
 
 def _check_settings(settings: dict[str, Any], names: list[str], steps: list[Step], source: str) -> None:

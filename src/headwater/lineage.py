@@ -48,13 +48,10 @@ class Lineage(Record):
 
     def card(self, config: dict[str, Any], parameters: int) -> str:
         """Return the model card: the same facts for people, in Markdown."""
-        encoder = config["encoder"]
         lines = [
             f"# {self.stages[-1].name if self.stages else 'A model'}",
             "",
-            f"A {'bidirectional ' if encoder['bidirectional'] else ''}{encoder['cell'].upper()} with "
-            f"{encoder['layers']} x {encoder['hidden_size']} units, embedding {encoder['embedding_size']}, vocabulary "
-            f"{config['vocabulary_size']:,}, {parameters:,} parameters; task: {config['task']['name']}.",
+            _describe(config, parameters),
         ]
         if labels := config["task"].get("labels"):
             lines += ["", f"Labels: {', '.join(labels)}."]
@@ -71,7 +68,22 @@ class Lineage(Record):
             if stage.privacy:
                 lines += [
                     "",
-                    f"Privacy: ({stage.privacy.epsilon:.3g}, {stage.privacy.delta:.1e})-differentially private for each "
-                    f"{stage.privacy.unit} in the stage {stage.name}.",
+                    _promise(stage.name, stage.privacy),
                 ]
         return "\n".join(lines) + "\n"
+
+
+def _describe(config: dict[str, Any], parameters: int) -> str:
+    encoder = config["encoder"]
+    return (
+        f"A {'bidirectional ' if encoder['bidirectional'] else ''}{encoder['cell'].upper()} with "
+        f"{encoder['layers']} x {encoder['hidden_size']} units, embedding {encoder['embedding_size']}, vocabulary "
+        f"{config['vocabulary_size']:,}, {parameters:,} parameters; task: {config['task']['name']}."
+    )
+
+
+def _promise(stage: str, privacy: Privacy) -> str:
+    return (
+        f"Privacy: ({privacy.epsilon:.3g}, {privacy.delta:.1e})-differentially private for each {privacy.unit} "
+        f"in the stage {stage}. {privacy.note}"
+    )

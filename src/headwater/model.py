@@ -79,14 +79,14 @@ class Encoder(nn.Module):
         self, tokens_BT: Tensor, lengths_B: Tensor | None = None, state: State | None = None
     ) -> tuple[Tensor, State]:
         """Return the states of the last layer (B, T, R*H), unspecified on padding, and the state to go on from."""
-        x_BTE = self.embed(tokens_BT)
-        return self.stack(x_BTE, lengths_B, state)
+        out: tuple[Tensor, State] = self.stack(self.embed(tokens_BT), lengths_B, state)
+        return out
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Return the embedded tokens (B, T, E), with dropout while training."""
+        x_BTE: Tensor = self.embedding(tokens_BT)
         if not self.training:
-            return self.embedding(tokens_BT)
-        x_BTE = self.embedding(tokens_BT)
+            return x_BTE
         if share := self.dropout.embedding_dropout:
             keep_V = torch.empty(self.embedding.num_embeddings, device=tokens_BT.device).bernoulli_(1 - share)
             x_BTE = x_BTE * (keep_V / (1 - share))[tokens_BT].unsqueeze(2)

@@ -11,9 +11,9 @@ from pydantic import Field
 from headwater.config import Config
 from headwater.data.rows import Rows, read_rows
 from headwater.data.table import write_table
+from headwater.deployment.artifact import ARTIFACT_FILE, Artifact
 from headwater.errors import CheckpointError, ConfigError, OutputError
 from headwater.evaluation import Evaluation
-from headwater.deployment.artifact import ARTIFACT_FILE, Artifact
 from headwater.inference import Predictor, checkpoint_predictor, row_probabilities
 from headwater.statistics import worst_decile
 
@@ -112,9 +112,7 @@ def predict(path: str | Path, options: PredictOptions) -> dict[str, Any]:
             raise ConfigError('give a text: --text "...", or a file of texts: --data FILE --text COLUMN --out FILE')
         texts = [options.text]
     elif options.out is None:
-        raise ConfigError(
-            "a file of texts needs a table to write the labels to: add --out, such as labels.csv"
-        )
+        raise ConfigError("a file of texts needs a table to write the labels to: add --out, such as labels.csv")
     elif options.out.exists():
         raise OutputError(f"{options.out} exists already: choose another --out, or delete it")
     else:

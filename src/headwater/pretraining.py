@@ -64,9 +64,7 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     model = config.build()
     notes = _start_from_vectors(options, model, featurizer) if options.vectors else []
     task = config.make_task()
-    result = fit_task(
-        model, task, featurizer, splits, options.only(TrainOptions), workspace, seed=options.seed
-    )
+    result = fit_task(model, task, featurizer, splits, options.only(TrainOptions), workspace, seed=options.seed)
     checkpoint = Checkpoint(config, featurizer, {}).with_model(model)
     facts: dict[str, Any] = {"curves": result.curves, "stopped": result.stopped, "data": splits.uses(), "notes": notes}
     if labelled:

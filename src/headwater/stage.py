@@ -6,7 +6,8 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,7 +19,7 @@ import torch
 
 from headwater.checkpoint import Checkpoint
 from headwater.config import RunOptions
-from headwater.errors import ConfigError, OutputError
+from headwater.errors import ConfigError, HeadwaterError, OutputError
 from headwater.files import output_errors, write_atomic
 from headwater.folder import seal
 from headwater.lineage import LineageEntry
@@ -84,7 +85,7 @@ def run_stage(verb: str, options: RunOptions, work: Callable[[Workspace], Outcom
     partial = _open_partial(options, {"verb": verb, **asked})
     started, clock = datetime.now(UTC), time.perf_counter()
     device = set_device(options)
-    with Progress(f"{verb} {options.out.name}", quiet=options.quiet) as progress, output_errors(partial):
+    with Progress(f"{verb} {options.out.name}", quiet=options.quiet) as progress, _tidied(partial):
         outcome = work(Workspace(partial, device, progress))
         facts: dict[str, Any] = {
             "name": options.out.name,
@@ -107,9 +108,19 @@ def run_stage(verb: str, options: RunOptions, work: Callable[[Workspace], Outcom
     return record
 
 
+@contextmanager
+def _tidied(partial: Path) -> Iterator[None]:
+    """Leave no folder behind where the input was refused before any work was done."""
+    try:
+        with output_errors(partial):
+            yield
+    except HeadwaterError:
+        if partial.is_dir() and {path.name for path in partial.iterdir()} <= {_RUN_FILE}:
+            shutil.rmtree(partial)
+        raise
+
+
 def _publish(out: Path, partial: Path, record: StageRecord, outcome: Outcome) -> None:
-    for leftover in partial.glob(".*"):
-        leftover.unlink()
     record.save(partial)
     entry = LineageEntry(**{name: getattr(record, name) for name in LineageEntry.model_fields})
     if outcome.checkpoint:
@@ -118,14 +129,21 @@ def _publish(out: Path, partial: Path, record: StageRecord, outcome: Outcome) ->
         if outcome.artifact_of:
             replace(outcome.artifact_of, lineage=outcome.artifact_of.lineage.then(entry)).save_papers(partial)
         seal(partial)
+    # Only now: whoever is killed, or finds the disk full, before this line can still resume.
+    for leftover in partial.glob(".*"):
+        if leftover.name != _RUN_FILE:
+            leftover.unlink()
     if out.exists():
         out.rmdir()
     partial.replace(out)
+    (out / _RUN_FILE).unlink()
 
 
 def _finished(options: RunOptions, verb: str, asked: dict[str, Any]) -> StageRecord | None:
     """Return the record of a run that is complete already, if resuming; refuse any other content."""
     out = options.out
+    if not out.name:
+        raise OutputError(f"--out {out}: a stage makes a new folder; give it a name, such as {out / 'model'}")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not out.is_dir():
@@ -143,9 +161,12 @@ def _finished(options: RunOptions, verb: str, asked: dict[str, Any]) -> StageRec
 def _open_partial(options: RunOptions, asked: dict[str, Any]) -> Path:
     partial = options.out.with_name(options.out.name + ".partial")
     run_file = partial / _RUN_FILE
-    if partial.exists():
-        if not run_file.exists():
+    if partial.exists() and not run_file.exists():
+        # A run that was killed before it began leaves nothing, or a file that was never finished.
+        if not partial.is_dir() or not all(path.name.endswith(".tmp") for path in partial.iterdir()):
             raise OutputError(f"{partial} holds something else: move it away, or choose another --out")
+        shutil.rmtree(partial)
+    if partial.exists():
         if options.resume:
             _same(json.loads(run_file.read_text()), asked, partial)
             return partial

@@ -22,9 +22,7 @@ class Interval:
     high: float
 
 
-def paired_bootstrap(
-    correct_a: ArrayLike, correct_b: ArrayLike, *, samples: int = 10_000, seed: int = 0
-) -> Interval:
+def paired_bootstrap(correct_a: ArrayLike, correct_b: ArrayLike, *, samples: int = 10_000, seed: int = 0) -> Interval:
     """Return the difference in accuracy of two models, a minus b, with its 95 % percentile interval.
 
     The test rows are drawn again with replacement, `samples` times, and both models are scored on each draw
@@ -45,8 +43,7 @@ def paired_bootstrap(
     a, b = per_row(correct_a), per_row(correct_b)
     if a.shape != b.shape:
         raise DataError(
-            f"{a.size} and {b.size} test rows can't be paired: "
-            "evaluate both models on the same rows in the same order"
+            f"{a.size} and {b.size} test rows can't be paired: evaluate both models on the same rows in the same order"
         )
     if samples < 1:
         raise DataError(f"samples = {samples}: draw the rows at least once, 10 000 times is usual")
@@ -66,9 +63,7 @@ def per_row(correct: ArrayLike) -> NDArray[np.float64]:
     """
     scores = np.asarray(correct, dtype=np.float64)
     if scores.ndim not in (1, 2) or scores.size == 0:
-        raise DataError(
-            f"scores of shape {scores.shape}: give one score a test row, or one line of scores a seed"
-        )
+        raise DataError(f"scores of shape {scores.shape}: give one score a test row, or one line of scores a seed")
     return scores if scores.ndim == 1 else scores.mean(axis=0)
 
 

@@ -122,7 +122,7 @@ def fit(
     evaluate: Callable[[], dict[str, float]],
     options: TrainOptions,
     *,
-    best_by: tuple[str, bool],
+    best_by: tuple[str, bool] | None,
     seed: int,
     groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
     trained: torch.nn.Module | None = None,
@@ -136,7 +136,7 @@ def fit(
         objectives: The first one's rows make an epoch; the others go round beside it.
         evaluate: Returns the held-out figures of the model as it is.
         options: How to fit.
-        best_by: The figure that chooses the best epoch, and whether higher is better.
+        best_by: The figure that chooses the best epoch, and whether higher is better; None takes the last epoch.
         seed: Seeds dropout.
         groups: Learning rates and thawing by parameter names; a parameter belongs to the first group that fits.
         trained: What is optimized, if more than the model (several heads).
@@ -151,16 +151,20 @@ def fit(
     run = _Run(trained, objectives, options, lr, groups, state_file)
     torch.manual_seed(seed)
     run.restore()
-    better = 1.0 if best_by[1] else -1.0
     with precision(options.precision, next(model.parameters()).device):
         while not run.done():
             _run_epoch(run, progress)
             figures = evaluate()
-            run.finish_epoch(figures, better * figures[best_by[0]])
+            run.finish_epoch(figures, _score(figures, best_by) if best_by else float(run.epoch))
             if progress:
                 progress.epoch_done(run.epoch, options.epochs, figures)
     load_weights(trained, run.best_weights)
     return FitResult(run.curves(), run.best_figures, run.stopped, lr)
+
+
+def _score(figures: dict[str, float], best_by: tuple[str, bool]) -> float:
+    name, higher_is_better = best_by
+    return figures[name] if higher_is_better else -figures[name]
 
 
 def _run_epoch(run: _Run, progress: Progress | None) -> None:
@@ -230,9 +234,7 @@ class _Run:
             raise DataError(f"the loss became {value} at step {self.step}: lower --lr or --clip")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(
-            [p for p in self.trained.parameters() if p.grad is not None], self.options.clip
-        )
+        torch.nn.utils.clip_grad_norm_([p for p in self.trained.parameters() if p.grad is not None], self.options.clip)
         self.optimizer.step()
         self.step += 1
         self.losses.append(value)
@@ -423,6 +425,8 @@ def lr_range_test(
         try:
             value = run.train_step()
         except DataError:
+            if not losses:
+                raise
             break
         smooth = 0.9 * smooth + 0.1 * value
         losses.append(smooth / (1 - 0.9 ** (step + 1)))

@@ -55,7 +55,7 @@ class Cell(nn.Module, ABC):
         Orthogonal recurrence: Saxe et al. 2014, arXiv:1312.6120.
         """
         nn.init.uniform_(self.weight_ih, -1 / math.sqrt(self.hidden_size), 1 / math.sqrt(self.hidden_size))
-        for block in self.weight_hh.data.split(self.hidden_size):
+        for block in torch.split(self.weight_hh.data, self.hidden_size):
             nn.init.orthogonal_(block)
         nn.init.zeros_(self.bias_ih)
         nn.init.zeros_(self.bias_hh)

@@ -26,7 +26,5 @@ class SimpleRNN(Cell):
         """Run over whole sequences."""
         state = state or self.init_state(x_BTD.shape[0])
         weights = [self.weight_ih, self.recurrent_weight(), self.bias_ih, self.bias_hh]
-        y_BTH, _ = torch.rnn_tanh(
-            x_BTD, state["h"].unsqueeze(0), weights, True, 1, 0.0, self.training, False, True
-        )
+        y_BTH, _ = torch.rnn_tanh(x_BTD, state["h"].unsqueeze(0), weights, True, 1, 0.0, self.training, False, True)
         return y_BTH, {"h": last_valid(y_BTH, lengths_B)}

@@ -39,7 +39,7 @@ class LSTM(Cell):
     ) -> tuple[Tensor, State]:
         """Run over whole sequences, in oneDNN on a CPU (a packed sequence would leave it)."""
         state = state or self.init_state(x_BTD.shape[0])
-        weight_ih = self.weight_ih
+        weight_ih: Tensor = self.weight_ih
         if is_ragged(lengths_B, x_BTD.shape[1]):
             x_BTD, weight_ih = self._hold_on_padding(x_BTD, lengths_B)
         weights = [weight_ih, self.recurrent_weight(), self.bias_ih, self.bias_hh]

@@ -45,9 +45,7 @@ def compress(checkpoint: Checkpoint, options: CompressOptions) -> Checkpoint:
 
 def _work(checkpoint: Checkpoint, options: CompressOptions) -> Outcome:
     config = checkpoint.config.model_copy(update={"compression": options.method})
-    smaller = replace(
-        checkpoint, config=config, tensors=compressor(options.method)(checkpoint.weights()), path=None
-    )
+    smaller = replace(checkpoint, config=config, tensors=compressor(options.method)(checkpoint.weights()), path=None)
     size, smaller_size = checkpoint.sizes()[MODEL_FILE], smaller.sizes()[MODEL_FILE]
     share = f"{smaller_size / size:.1%} of the {size:,} in float32"
     notes = [f"{MODEL_FILE} has {smaller_size:,} bytes in {options.method}, {share}."]

@@ -48,7 +48,7 @@ class Examples:
         targets: Label number of each row; empty where there are none.
     """
 
-    def __init__(self, sequences: Sequence[Sequence[int]], targets: Sequence[int] = ()) -> None:
+    def __init__(self, sequences: Sequence[Sequence[int] | np.ndarray], targets: Sequence[int] = ()) -> None:
         self.lengths_N = np.array([len(row) for row in sequences], dtype=np.int64)
         self.tokens = np.concatenate([np.asarray(row, dtype=np.int64) for row in sequences])
         self.starts_N = np.concatenate([[0], np.cumsum(self.lengths_N)[:-1]])

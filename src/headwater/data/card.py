@@ -191,9 +191,7 @@ def _lines(data: bytes) -> Iterator[tuple[int, str]]:
 
 def available() -> list[str]:
     """Return the names of the cards that come with the package, sorted."""
-    return sorted(
-        file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml")
-    )
+    return sorted(file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml"))
 
 
 def _folder() -> Any:
@@ -225,11 +223,7 @@ def load_card(name_or_path: str) -> Card:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole card"
-        reason = (
-            "unknown key"
-            if first["type"] == "extra_forbidden"
-            else first["msg"].removeprefix("Value error, ")
-        )
+        reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise DataError(f"data card {name_or_path}: {key}: {reason}") from error
 
 
@@ -295,9 +289,7 @@ def _read_rows(card: Card) -> list[Row]:
         raise DataError(f"{where}: {error}") from error
     for row in rows:
         if row.keys() != card.columns.keys():
-            raise DataError(
-                f"{where}: it gives the columns {', '.join(row)}, the card has {', '.join(card.columns)}"
-            )
+            raise DataError(f"{where}: it gives the columns {', '.join(row)}, the card has {', '.join(card.columns)}")
     return rows
 
 
@@ -307,9 +299,7 @@ def _read_pinned(archive: Path, member: Member) -> bytes:
     for name in inner:
         data = read_member(data, name, MEMBER_LIMIT)
     if (got := sha256_bytes(data)) != member.sha256:
-        raise DataError(
-            f"{archive.name}: the member {member.path!r} has SHA-256 {got}, pinned is {member.sha256}"
-        )
+        raise DataError(f"{archive.name}: the member {member.path!r} has SHA-256 {got}, pinned is {member.sha256}")
     return data
 
 
@@ -332,9 +322,7 @@ def _distinct(rows: list[Row]) -> dict[str, Row]:
 def _split_rows(card: Card, rows: dict[str, Row]) -> dict[str, list[Row]]:
     """Draw each text into a split by its hash, which other texts can't change."""
     # The prefix keeps this draw independent of any other one that hashes the same text.
-    draws = sorted(
-        (hashlib.sha256(f"card split\0{key}".encode()).hexdigest(), row) for key, row in rows.items()
-    )
+    draws = sorted((hashlib.sha256(f"card split\0{key}".encode()).hexdigest(), row) for key, row in rows.items())
     edges = list(itertools.accumulate(split.share for split in card.splits.values()))
     made: dict[str, list[Row]] = {name: [] for name in card.splits}
     for digest, row in draws:

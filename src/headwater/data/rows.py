@@ -6,6 +6,7 @@ Every choice is a pure function of the rows and a seed.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,9 +122,7 @@ def read_rows(data: str, *, text: str, label: str | None = None, client: str | N
     for index, value in enumerate(table[text]):
         if not value.strip():
             raise DataError(f"{data}, row {index + 1}: the column {text!r} is blank: remove the row or fill it in")
-    return Rows(
-        table[text], table[label] if label else [], table[client] if client else [], data, sha256_file(path)
-    )
+    return Rows(table[text], table[label] if label else [], table[client] if client else [], data, sha256_file(path))
 
 
 def label_set(rows: Rows) -> tuple[str, ...]:
@@ -183,6 +182,8 @@ def hold_out(rows: Rows, share: float, seed: int, *, least: int = 50) -> tuple[R
 def _natural(value: str) -> tuple[int, float, str]:
     """Sort numbers by value, before text."""
     try:
-        return (0, float(value), value)
+        number = float(value)
     except ValueError:
         return (1, 0.0, value)
+    # "nan" and "inf" are words here: a number that isn't one has no place in an order.
+    return (0, number, value) if math.isfinite(number) else (1, 0.0, value)

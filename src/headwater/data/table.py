@@ -86,9 +86,7 @@ def write_table(path: Path, rows: Mapping[str, Sequence[Any]]) -> None:
     else:
         stream = io.StringIO(newline="")
         # By itself csv leaves a text with a carriage return unquoted, which no reader gets back.
-        writer = csv.writer(
-            stream, delimiter=DELIMITERS[kind], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
-        )
+        writer = csv.writer(stream, delimiter=DELIMITERS[kind], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(rows)
         writer.writerows(map(_plain, values) for values in zip(*rows.values(), strict=True))
         data = stream.getvalue().encode()
@@ -131,11 +129,7 @@ def _decode(path: Path, data: bytes) -> str:
         line = data.count(b"\n", 0, offset) + 1
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         encoding = "UTF-16" if wide else "WINDOWS-1252"
-        guess = (
-            "it begins like UTF-16"
-            if wide
-            else "put its real encoding, such as GB18030, in place of WINDOWS-1252"
-        )
+        guess = "it begins like UTF-16" if wide else "put its real encoding, such as GB18030, in place of WINDOWS-1252"
         raise DataError(
             f"{path} isn't UTF-8: byte {offset} (line {line}) can't be read; convert it, for example with "
             f"iconv -f {encoding} -t UTF-8 ({guess})"
@@ -190,9 +184,7 @@ def _read_jsonl(path: Path, text: str, columns: Sequence[str]) -> Columns:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}, line {number}: not JSON ({error}): each line holds one object"
-            ) from error
+            raise DataError(f"{path}, line {number}: not JSON ({error}): each line holds one object") from error
         if not isinstance(record, dict):
             raise DataError(
                 f"{path}, line {number}: a {type(record).__name__} where an object was expected: "
@@ -219,9 +211,7 @@ def _read_parquet(path: Path, data: bytes, columns: Sequence[str]) -> Columns:
         reason = str(error).split("\n")[0]
         raise DataError(f"{path} can't be read as Parquet ({reason}): write it again") from error
     return {
-        column: [
-            _value(value, path, row, column) for row, value in enumerate(table[column].to_pylist(), start=1)
-        ]
+        column: [_value(value, path, row, column) for row, value in enumerate(table[column].to_pylist(), start=1)]
         for column in columns
     }
 
@@ -250,9 +240,7 @@ def _plain(value: Any) -> Any:
 def _value(value: Any, path: Path, row: int, column: str) -> str:
     """Return a value as text, or refuse it."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise DataError(
-            f"{path}, row {row}: the column {column!r} has no value: fill it in or leave the row out"
-        )
+        raise DataError(f"{path}, row {row}: the column {column!r} has no value: fill it in or leave the row out")
     if not isinstance(value, str | int | float):
         raise DataError(
             f"{path}, row {row}: the column {column!r} holds a {type(value).__name__} where a text, a "

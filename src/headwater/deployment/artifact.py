@@ -17,9 +17,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from headwater.errors import CheckpointError
 from headwater.deployment import export_target
-from headwater.features.text import TextFeaturizer, TextOptions
+from headwater.errors import CheckpointError
+from headwater.features.text import TOKENIZER_FILE, VOCABULARY_FILE, TextFeaturizer, TextOptions
 from headwater.folder import CONFIG_FILE, LINEAGE_FILE, check_seal
 from headwater.inference import Predictor
 from headwater.lineage import Lineage
@@ -80,7 +80,8 @@ class Artifact:
             CheckpointError: The folder is no artifact, is damaged, or of another version.
         """
         folder = Path(path)
-        check_seal(folder, what="artifact", needed=(ARTIFACT_FILE, CONFIG_FILE))
+        needed = (ARTIFACT_FILE, CONFIG_FILE, VOCABULARY_FILE, LINEAGE_FILE)
+        check_seal(folder, what="artifact", needed=needed, optional=(TOKENIZER_FILE,))
         try:
             record = ArtifactRecord.model_validate_json((folder / ARTIFACT_FILE).read_bytes())
             options = _Preparation.model_validate_json((folder / CONFIG_FILE).read_bytes()).featurizer
@@ -92,9 +93,7 @@ class Artifact:
         file = export_target(record.target).file
         check_seal(folder, what="artifact", needed=(file,))
         featurizer = TextFeaturizer.load(folder, options)
-        return cls(
-            record, featurizer, (folder / file).read_bytes(), Lineage.load(folder / LINEAGE_FILE), folder
-        )
+        return cls(record, featurizer, (folder / file).read_bytes(), Lineage.load(folder / LINEAGE_FILE), folder)
 
     def predictor(self, threads: int = 1) -> Predictor:
         """Return the predictor, in the runtime and with the settings that were verified.

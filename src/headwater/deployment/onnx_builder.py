@@ -27,9 +27,7 @@ class GraphBuilder:
         self._nodes: list[Any] = []
         self._constants: dict[str, np.ndarray] = {}
 
-    def node(
-        self, operator: str, *inputs: str, name: str = "", others: Sequence[str] = (), **attributes: Any
-    ) -> str:
+    def node(self, operator: str, *inputs: str, name: str = "", others: Sequence[str] = (), **attributes: Any) -> str:
         """Add a node and return its first output; `others` are suffixes of further outputs' names."""
         name = name or f"{operator}_{len(self._nodes)}"
         outputs = [name, *(name + suffix for suffix in others)]

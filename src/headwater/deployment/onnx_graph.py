@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from onnx import TensorProto, helper
 
-from headwater.errors import ExportError
 from headwater.deployment.onnx_builder import GraphBuilder
+from headwater.errors import ExportError
 
 if TYPE_CHECKING:
     from headwater.checkpoint import ModelConfig
@@ -89,9 +89,7 @@ def build_graph(config: ModelConfig, tensors: Weights) -> bytes:
             "transfer it to labelled rows first, and export that checkpoint"
         )
     if encoder.cell not in OPERATORS:
-        raise ExportError(
-            f"ONNX has no operator for the cell {encoder.cell!r}; it has: {', '.join(OPERATORS)}"
-        )
+        raise ExportError(f"ONNX has no operator for the cell {encoder.cell!r}; it has: {', '.join(OPERATORS)}")
     graph = GraphBuilder(tensors)
     tokens_TB = graph.node("Transpose", "tokens", perm=[1, 0])
     steps = _steps(graph)
@@ -113,9 +111,7 @@ def _finish(graph: GraphBuilder, classes: int) -> bytes:
         helper.make_tensor_value_info("tokens", whole, ["batch", "time"]),
         helper.make_tensor_value_info("lengths", whole, ["batch"]),
     ]
-    outputs = [
-        helper.make_tensor_value_info(name, real, ["batch", classes]) for name in ("probabilities", "logits")
-    ]
+    outputs = [helper.make_tensor_value_info(name, real, ["batch", classes]) for name in ("probabilities", "logits")]
     return graph.model(inputs, outputs)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime
 
-from headwater.errors import CheckpointError
 from headwater.deployment.base import Settings
+from headwater.errors import CheckpointError
 from headwater.inference import Runner
 
 if TYPE_CHECKING:

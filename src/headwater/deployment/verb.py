@@ -14,12 +14,12 @@ from headwater.checkpoint import SCALE_SUFFIX, Checkpoint
 from headwater.comparison import Comparison, MeasureOptions, measuring_rows
 from headwater.config import RunOptions
 from headwater.data.rows import Rows
-from headwater.errors import ExportError
 from headwater.deployment import export_target
 from headwater.deployment.artifact import ARTIFACT_FILE, Artifact, ArtifactRecord
 from headwater.deployment.base import Settings, Target
 from headwater.deployment.latency import measure
 from headwater.deployment.verify import rounding, verify
+from headwater.errors import ExportError
 from headwater.files import write_atomic
 from headwater.inference import Predictor, Runner, checkpoint_predictor
 from headwater.records import Latency, Verification
@@ -87,9 +87,7 @@ def _work(checkpoint: Checkpoint, options: ExportOptions, workspace: Workspace) 
         checkpoint=checkpoint.identity,
         verification=best.verification,
     )
-    files = {target.file: model} | {
-        name: text.encode() for name, text in checkpoint.preparation_files().items()
-    }
+    files = {target.file: model} | {name: text.encode() for name, text in checkpoint.preparation_files().items()}
     for name, content in files.items():
         write_atomic(workspace.folder / name, content)
     write_atomic(workspace.folder / ARTIFACT_FILE, record.model_dump_json(indent=1) + "\n")
@@ -144,9 +142,7 @@ def _passing(
     return passed
 
 
-def _refusal(
-    target: Target, checkpoint: Checkpoint, verification: Verification, options: ExportOptions
-) -> ExportError:
+def _refusal(target: Target, checkpoint: Checkpoint, verification: Verification, options: ExportOptions) -> ExportError:
     own = rounding(checkpoint.model(options.client), checkpoint.config.vocabulary_size, options.seed)
     advice = (
         f"this model multiplies rounding errors: in torch alone, float32 and float64 differ by {own:.2g}; "

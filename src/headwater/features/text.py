@@ -52,9 +52,7 @@ class TextFeaturizer:
         self.numbers = {token: number for number, token in enumerate(self.vocabulary)}
 
     @classmethod
-    def fit(
-        cls, texts: Sequence[str], options: TextOptions, tokenizer: Tokenizer | None = None
-    ) -> TextFeaturizer:
+    def fit(cls, texts: Sequence[str], options: TextOptions, tokenizer: Tokenizer | None = None) -> TextFeaturizer:
         """Learn the tokenizer (unless a fitted one is given) and the vocabulary from the training texts.
 
         Raises:

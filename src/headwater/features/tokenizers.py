@@ -118,6 +118,8 @@ class BpeTokenizer:
 
     def split(self, text: str) -> list[str]:
         """Return the pieces of a text; a piece that begins a word starts with ``▁``."""
+        if not text.strip():
+            return []
         pieces: list[str] = self._model.encode(text).tokens
         return pieces
 

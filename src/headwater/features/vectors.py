@@ -29,10 +29,13 @@ def read_vectors(path: Path, wanted: Mapping[str, int]) -> tuple[dict[int, np.nd
     by_fold = {word.lower(): number for word, number in wanted.items()}
     size = 0
     for line_number, line in _lines(path):
-        word, *values = line.rstrip().split(" ")
-        if line_number == 1 and len(values) == 1:
+        parts = line.rstrip().split(" ")
+        if line_number == 1 and len(parts) == 2:
             continue
-        size = size or len(values)
+        size = size or len(parts) - 1
+        # The word is what stands before the numbers: some of GloVe's are phrases such as ". . .".
+        split = max(1, len(parts) - size)
+        word, values = " ".join(parts[:split]), parts[split:]
         number, fold = wanted.get(word), by_fold.get(word)
         if number is None and fold is None:
             continue
@@ -47,14 +50,15 @@ def read_vectors(path: Path, wanted: Mapping[str, int]) -> tuple[dict[int, np.nd
         elif fold is not None:
             folded.setdefault(fold, vector)
     if not size:
-        raise DataError(f"{path} holds no vectors: expected lines of a word and its numbers (GloVe, word2vec, fastText)")
+        raise DataError(
+            f"{path} holds no vectors: expected lines of a word and its numbers (GloVe, word2vec, fastText)"
+        )
     return folded | found, size
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with opened as stream:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
             yield from enumerate(stream, 1)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"word vectors {path} can't be read: {error}") from error

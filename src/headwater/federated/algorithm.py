@@ -82,7 +82,7 @@ def run_rounds(
     evaluate: Callable[[Weights], Metrics],
     *,
     seed: int,
-    after_round: Callable[[FederationState], None] = lambda state: None,
+    after_round: Callable[[FederationState], None] | None = None,
 ) -> tuple[Weights, str]:
     """Run rounds until a target, a plateau or the limit.
 
@@ -128,7 +128,8 @@ def run_rounds(
             metrics=metrics,
         )
         _finish(state, record)
-        after_round(state)
+        if after_round:
+            after_round(state)
     return (state.best_weights if stopping.keep_best else state.weights), why
 
 

@@ -40,10 +40,11 @@ class FederateOptions(PopulationOptions, RunOptions):
     patience: Annotated[int, Field(ge=0)] = 0
     """Stop after this many rounds without a better held-out accuracy; 0 doesn't."""
     epsilon: Annotated[float, Field(ge=0.0)] = 0.0
-    """Client-level differential privacy within this epsilon over all rounds; 0 is without. Works with `mean`."""
+    """Client-level differential privacy within this epsilon over all rounds; 0 is without. Works with `mean`, and
+    best with `--server-momentum 0`, which does not add the noise up."""
     delta: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """The chance that the guarantee doesn't hold; 0 takes 1 / clients^1.1."""
-    update_clip: Annotated[float, Field(gt=0.0)] = 0.5
+    update_clip: Annotated[float, Field(gt=0.0)] = 0.2
     """Largest L2 norm of a client's whole update, with privacy."""
     controls: bool = True
     """Train the two controls too: each client alone, and all rows in one place."""

@@ -140,6 +140,5 @@ def _notes(population: Population, before: Evaluation, after: Evaluation) -> lis
         first, second = before.counts(rows).figures()["accuracy"], after.counts(rows).figures()["accuracy"]
         gains.append(second - first)
     gain = np.array(gains)
-    return [
-        f"{int((gain > 0).sum())} clients gained, {int((gain < 0).sum())} lost, {int((gain == 0).sum())} stayed as they were."
-    ]
+    gained, lost, same = int((gain > 0).sum()), int((gain < 0).sum()), int((gain == 0).sum())
+    return [f"{gained} clients gained, {lost} lost, {same} stayed as they were."]

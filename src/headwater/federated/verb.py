@@ -123,11 +123,10 @@ class _Federation:
         clients = len(self.examples)
         delta = options.delta or clients**-1.1
         rate = min(options.participation, 0.999)
-        terms = {"sampling_rate": rate, "rounds": options.rounds, "delta": delta}
-        noise = noise_for(options.epsilon, **terms)
+        noise = noise_for(options.epsilon, sampling_rate=rate, rounds=options.rounds, delta=delta)
         expected = rate * clients
         privacy = Privacy(
-            epsilon=epsilon_spent(noise_multiplier=noise, **terms),
+            epsilon=epsilon_spent(noise_multiplier=noise, sampling_rate=rate, rounds=options.rounds, delta=delta),
             delta=delta,
             noise_multiplier=noise,
             clip=options.update_clip,
@@ -177,9 +176,7 @@ class _Federation:
         train_central(self.model, task, self.examples, self.start, self.held_out, self.options.seed)
         central = self.measure({})
         rows = self.population.test.by_client()
-        alone = evaluate_alone(
-            self.local, self.examples, self.start, self.test, rows, before, self.options.seed
-        )
+        alone = evaluate_alone(self.local, self.examples, self.start, self.test, rows, before, self.options.seed)
         facts["controls"] = {"central": central.figures(), "alone": alone.figures()}
         return alone
 
@@ -200,8 +197,8 @@ class _Federation:
         """Return what a reader should know."""
         counts = np.array([len(examples) for examples in self.examples.values()])
         note = (
-            f"{len(counts)} clients with {counts.min()} to {counts.max()} training rows (median {int(np.median(counts))});"
-            f" {sum(value.numel() for value in self.start.values()):,} numbers are shared."
+            f"{len(counts)} clients with {counts.min()} to {counts.max()} training rows "
+            f"(median {int(np.median(counts))}); {sum(value.numel() for value in self.start.values()):,} numbers are shared."
         )
         return [note]
 

@@ -31,9 +31,7 @@ def lac_checkpoint() -> Checkpoint:
     rows.append(embedding_VE[network.vocabulary.index(UNKNOWN)].unsqueeze(0))
     rows.append(rows[-1].expand(2, -1))
     rows.append(embedding_VE[list(tokens.values())])
-    options = TextOptions(
-        tokenizer="char", lowercase=True, min_count=2, vocabulary_size=len(tokens) + len(SPECIAL)
-    )
+    options = TextOptions(tokenizer="char", lowercase=True, min_count=2, vocabulary_size=len(tokens) + len(SPECIAL))
     config = ModelConfig(
         encoder=EncoderOptions(
             cell="gru_reset_before",
@@ -53,9 +51,7 @@ def lac_checkpoint() -> Checkpoint:
             for name, value in weights.items():
                 tensors[f"encoder.stack.layers.{number}.{side}.{name}"] = torch.from_numpy(value).contiguous()
     entry = LineageEntry(name="jieba_lac", verb="import", method="PaddlePaddle LAC of jieba 0.42.1")
-    return Checkpoint(
-        config, TextFeaturizer(options, [*SPECIAL, *tokens]), tensors, Lineage(stages=[entry])
-    )
+    return Checkpoint(config, TextFeaturizer(options, [*SPECIAL, *tokens]), tensors, Lineage(stages=[entry]))
 
 
 def _rows_by_token(network: LacNetwork) -> dict[str, int]:

@@ -201,9 +201,7 @@ def parse_tensor(data: bytes, name: str) -> Array:
     kind, shape = _parse_description(data[head.size : head.size + length], name)
     values = data[head.size + length :]
     if kind != FLOAT32 or not shape or len(values) != 4 * _product(shape):
-        raise CheckpointError(
-            f"{name}: {len(values)} bytes of values don't fit type {kind} and sizes {shape}"
-        )
+        raise CheckpointError(f"{name}: {len(values)} bytes of values don't fit type {kind} and sizes {shape}")
     return np.frombuffer(values, dtype="<f4").astype(np.float32).reshape(shape)
 
 

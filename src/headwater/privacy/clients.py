@@ -45,7 +45,8 @@ class ClipAndNoise:
         """Add noise."""
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{instruction.round}/noise".encode()))
         deviation = self.noise_multiplier * self.clip / self.expected
+        # In the order of the names: a resumed run reads its weights back in another order than it made them.
         return {
-            name: value + deviation * torch.randn(value.shape, generator=generator)
-            for name, value in aggregate.items()
+            name: aggregate[name] + deviation * torch.randn(aggregate[name].shape, generator=generator)
+            for name in sorted(aggregate)
         }

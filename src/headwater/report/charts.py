@@ -115,9 +115,7 @@ def curve(
 
 def thin(series: Series) -> list[tuple[float, float]]:
     """Return the points that can be drawn; of very many, the lowest and highest of each stretch."""
-    points = [
-        (x, y) for x, y in zip(series.x, series.y, strict=False) if math.isfinite(x) and math.isfinite(y)
-    ]
+    points = [(x, y) for x, y in zip(series.x, series.y, strict=False) if math.isfinite(x) and math.isfinite(y)]
     if len(points) <= MOST_POINTS:
         return points
     stretch = math.ceil(2 * len(points) / MOST_POINTS)
@@ -137,10 +135,7 @@ def axes(
     for value in y_ticks:
         parts.append(line(x.start - 6, y(value), x.end, y(value), "grid"))
         parts.append(text(show(value), x.start - 14, y(value) + 4, anchor="end", class_="tick"))
-    parts += [
-        text(fmt.number(value, 6), x(value), y.start + 18, anchor="middle", class_="tick")
-        for value in x_ticks
-    ]
+    parts += [text(fmt.number(value, 6), x(value), y.start + 18, anchor="middle", class_="tick") for value in x_ticks]
     parts.append(text(x_label, (x.start + x.end) / 2, y.start + 36, anchor="middle", class_="axis"))
     return parts
 
@@ -183,17 +178,13 @@ def interval_chart(
     values = finite(v for bar in bars for v in (bar.value, bar.low, bar.high, *bar.runs) if v is not None)
     if not values:
         return Markup("")
-    marks = fit_ticks(
-        min([*values, 0.0] if zero else values), max([*values, 0.0] if zero else values), most=4
-    )
+    marks = fit_ticks(min([*values, 0.0] if zero else values), max([*values, 0.0] if zero else values), most=4)
     left = 22 + 6.9 * max(fmt.width(fmt.fit(bar.label, 20)) for bar in bars)
     scale = Scale(marks[0], marks[-1], left, WIDTH - 62.0)
     height = 22.0 * len(bars) + 30 * len(groups) + 44
     bottom = height - 40
     parts = [line(scale(mark), 6, scale(mark), bottom, "grid") for mark in marks]
-    parts += [
-        text(show_tick(mark), scale(mark), bottom + 18, anchor="middle", class_="tick") for mark in marks
-    ]
+    parts += [text(show_tick(mark), scale(mark), bottom + 18, anchor="middle", class_="tick") for mark in marks]
     parts.append(text(axis, (scale.start + scale.end) / 2, bottom + 36, anchor="middle", class_="axis"))
     if zero:
         parts.append(line(scale(0), 6, scale(0), bottom, "zero"))
@@ -215,9 +206,7 @@ def interval_line(bar: Bar, scale: Scale, y: float, show: Format) -> Markup:
         parts.append(line(scale(bar.low), y, scale(bar.high), y, f"whisker {bar.class_}"))
     parts += [dot(scale(run), y, f"run {bar.class_}", tip=show(run), radius=2.6) for run in finite(bar.runs)]
     if math.isfinite(bar.value):
-        parts.append(
-            dot(scale(bar.value), y, f"mark {bar.class_}", tip=bar.tip or show(bar.value), radius=4.5)
-        )
+        parts.append(dot(scale(bar.value), y, f"mark {bar.class_}", tip=bar.tip or show(bar.value), radius=4.5))
     parts.append(text(show(bar.value), WIDTH - 2, y + 4, anchor="end", class_="value"))
     return join(parts)
 
@@ -236,9 +225,7 @@ def heat_map(labels: Sequence[str], counts: Sequence[Sequence[int]], *, title: s
     ]
     for index, label in enumerate(labels):
         middle = cell * (index + 0.5)
-        parts.append(
-            text(fmt.fit(label, columns), left - 8, top + middle + 4, anchor="end", class_="tick", tip=label)
-        )
+        parts.append(text(fmt.fit(label, columns), left - 8, top + middle + 4, anchor="end", class_="tick", tip=label))
         parts.append(column_head(label, left + middle, top - 8, cell=cell, slanted=len(labels) > 10))
     for row, (label, line_counts) in enumerate(zip(labels, counts, strict=True)):
         total = sum(line_counts)
@@ -262,9 +249,7 @@ def column_head(label: str, x: float, y: float, *, cell: float, slanted: bool) -
 
 def heat_cell(x: float, y: float, cell: float, number: int, share: float, tip: str) -> Markup:
     """Draw one cell; the share also decides which ink can be read on it."""
-    box = tag(
-        "rect", x=x + 1, y=y + 1, width=cell - 2, height=cell - 2, rx=3, fill_opacity=0.05 + 0.95 * share
-    )
+    box = tag("rect", x=x + 1, y=y + 1, width=cell - 2, height=cell - 2, rx=3, fill_opacity=0.05 + 0.95 * share)
     ink = "on" if share > 0.5 else "off"
     words = text(str(number), x + cell / 2, y + cell / 2 + 4, anchor="middle", class_=ink)
     return tag("g", tag("title", tip), box, words, class_="cell")
@@ -290,13 +275,9 @@ def distribution_chart(
         parts.append(body)
         y += tall
     grid = [line(scale(mark), 4, scale(mark), y, "grid") for mark in marks]
-    grid += [
-        text(fmt.percent_tick(mark), scale(mark), y + 18, anchor="middle", class_="tick") for mark in marks
-    ]
+    grid += [text(fmt.percent_tick(mark), scale(mark), y + 18, anchor="middle", class_="tick") for mark in marks]
     grid.append(text(axis, WIDTH / 2, y + 36, anchor="middle", class_="axis"))
-    words = "; ".join(
-        f"{name}: mean {fmt.percent(mean_of(rows))} over {len(rows)} clients" for name, rows in groups
-    )
+    words = "; ".join(f"{name}: mean {fmt.percent(mean_of(rows))} over {len(rows)} clients" for name, rows in groups)
     body = drawing([*grid, *parts], width=WIDTH, height=y + 44, label=f"{title}. {words}")
     legend = [("tall", "mean"), ("diamond", "mean of the worst tenth")]
     return figure(title, body, legend=legend, note=note)
@@ -352,9 +333,7 @@ def change_chart(clients: Sequence[tuple[str, float, float]], *, title: str, not
     parts = [line(x.start, y(mark), x.end, y(mark), "grid") for mark in marks]
     parts += [line(x(mark), y.start, x(mark), y.end, "grid") for mark in marks]
     parts += [text(fmt.percent_tick(mark), 50, y(mark) + 4, anchor="end", class_="tick") for mark in marks]
-    parts += [
-        text(fmt.percent_tick(mark), x(mark), y.start + 18, anchor="middle", class_="tick") for mark in marks
-    ]
+    parts += [text(fmt.percent_tick(mark), x(mark), y.start + 18, anchor="middle", class_="tick") for mark in marks]
     parts.append(text("accuracy after", 0, 10, class_="axis"))
     parts.append(text("accuracy before", (x.start + x.end) / 2, 318, anchor="middle", class_="axis"))
     parts.append(line(x.start, y.start, x.end, y.end, "zero"))
@@ -365,9 +344,7 @@ def change_chart(clients: Sequence[tuple[str, float, float]], *, title: str, not
         class_ = "s0" if after > before else "s1" if after < before else "same"
         who = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         tip = f"{who}: {fmt.percent(before)} before, {fmt.percent(after)} after"
-        parts.append(
-            dot(x(before), y(after), f"client {class_}", tip=tip, radius=3.4 * math.sqrt(len(names)))
-        )
+        parts.append(dot(x(before), y(after), f"client {class_}", tip=tip, radius=3.4 * math.sqrt(len(names))))
     gained, lost = (sum(sign * (after - before) > 0 for _, before, after in clients) for sign in (1, -1))
     label = f"{title}: {gained} clients gained, {lost} lost, {len(clients) - gained - lost} stayed"
     legend = [("round s0", "gained"), ("round s1", "lost"), ("round same", "same")]

@@ -87,9 +87,7 @@ def ancestors(record: StageRecord, records: Sequence[StageRecord]) -> list[Stage
 
 def identity_of(record: StageRecord, records: Iterable[StageRecord]) -> str:
     """Return the stage's identity as the stages that came from it wrote it down, or an empty string."""
-    return next(
-        (parent.identity for other in records for parent in other.parents if parent.name == record.name), ""
-    )
+    return next((parent.identity for other in records for parent in other.parents if parent.name == record.name), "")
 
 
 def distinct_labels(records: Sequence[StageRecord]) -> list[str]:
@@ -99,10 +97,7 @@ def distinct_labels(records: Sequence[StageRecord]) -> list[str]:
         f"{label} (ε {record.privacy.epsilon:.3g})" if record.privacy else label
         for label, record in zip(labels, records, strict=True)
     ]
-    return [
-        label if labels.count(label) == 1 else record.name
-        for label, record in zip(labels, records, strict=True)
-    ]
+    return [label if labels.count(label) == 1 else record.name for label, record in zip(labels, records, strict=True)]
 
 
 def plain(value: object) -> str:

@@ -96,18 +96,14 @@ def client_chart(labels: Sequence[str], records: Sequence[StageRecord]) -> Marku
     alone = alone_of(records)
     if alone:
         groups.append(("each client alone", alone))
-    return distribution_chart(
-        groups, title="Accuracy of each client", axis="accuracy on the client's own test rows"
-    )
+    return distribution_chart(groups, title="Accuracy of each client", axis="accuracy on the client's own test rows")
 
 
 def alone_of(records: Sequence[StageRecord]) -> list[tuple[str, float]]:
     """Return what each client reaches by itself, from the first federation that measured it."""
     for record in records:
         rows = [
-            (row.client, row.metrics["accuracy_alone"])
-            for row in record.clients
-            if "accuracy_alone" in row.metrics
+            (row.client, row.metrics["accuracy_alone"]) for row in record.clients if "accuracy_alone" in row.metrics
         ]
         if rows:
             return rows

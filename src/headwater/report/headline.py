@@ -87,9 +87,7 @@ def quality(records: Sequence[StageRecord]) -> dict[str, Any] | None:
             if "accuracy" in figures:
                 strongest[key] = max(figures["accuracy"], strongest.get(key, 0.0))
     bars = [{"label": "Best model", "value": mean_of(runs), "best": True}]
-    bars += [
-        {"label": fmt.baseline_label(key), "value": value, "best": False} for key, value in strongest.items()
-    ]
+    bars += [{"label": fmt.baseline_label(key), "value": value, "best": False} for key, value in strongest.items()]
     trivial = max(strongest.values(), default=None)
     return {
         "value": mean_of(runs),

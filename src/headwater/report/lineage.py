@@ -47,9 +47,7 @@ def build_nodes(records: Sequence[StageRecord]) -> list[Node]:
             if parent.name not in known and parent.name not in outside:
                 lines = [fmt.fit(parent.name, NAME_COLUMNS), ELSEWHERE]
                 tip = f"{parent.name}, identity {parent.identity[:12]}: its record is {ELSEWHERE}"
-                outside[parent.name] = Node(
-                    fmt.verb_label(parent.verb), lines, tip, [parent.name], outside=True
-                )
+                outside[parent.name] = Node(fmt.verb_label(parent.verb), lines, tip, [parent.name], outside=True)
     nodes = [*outside.values(), *nodes]
     set_depths(nodes)
     return sorted(nodes, key=lambda node: node.depth)
@@ -144,9 +142,7 @@ def box(node: Node, x: float, y: float) -> Markup:
     """Draw a node."""
     parts = [tag("title", node.tip)]
     if len(node.members) > 1:
-        parts.append(
-            tag("rect", x=x + 5, y=y + 5, width=NODE_WIDTH - 6, height=NODE_HEIGHT - 6, rx=9, class_="under")
-        )
+        parts.append(tag("rect", x=x + 5, y=y + 5, width=NODE_WIDTH - 6, height=NODE_HEIGHT - 6, rx=9, class_="under"))
     parts.append(tag("rect", x=x, y=y, width=NODE_WIDTH - 6, height=NODE_HEIGHT - 6, rx=9))
     parts.append(text(node.title, x + 13, y + 21, class_="verb"))
     parts += [

@@ -44,9 +44,7 @@ def compact(value: str | float) -> str:
     return "0" if text == "-0" else text
 
 
-def text(
-    content: str, x: float, y: float, *, anchor: str = "start", class_: str = "", tip: str = ""
-) -> Markup:
+def text(content: str, x: float, y: float, *, anchor: str = "start", class_: str = "", tip: str = "") -> Markup:
     """Write a line of text, with a tooltip when `tip` is given."""
     children = [tag("title", tip), escape(content)] if tip else [escape(content)]
     return tag("text", *children, x=x, y=y, text_anchor=anchor, class_=class_ or None)

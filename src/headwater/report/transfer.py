@@ -69,9 +69,7 @@ def groups_of(records: Iterable[StageRecord]) -> list[Group]:
             buckets.setdefault((rows_of(record), method, record.test_fingerprint), []).append(record)
     groups = [group for (rows, method, _), runs in buckets.items() for group in split(rows, method, runs)]
     order = {method: index for index, method in enumerate(METHODS)}
-    return sorted(
-        groups, key=lambda g: (g.rows or float("inf"), order.get(g.method, len(order)), g.method, g.variant)
-    )
+    return sorted(groups, key=lambda g: (g.rows or float("inf"), order.get(g.method, len(order)), g.method, g.variant))
 
 
 def split(rows: int, method: str, runs: Sequence[StageRecord]) -> list[Group]:
@@ -181,9 +179,7 @@ def accuracy_chart(blocks: Sequence[dict[str, Any]]) -> Any:
             )
             for line in block["lines"]
         ]
-        bars += [
-            Bar(fmt.baseline_label(name), value, class_="base") for name, value in block["baselines"].items()
-        ]
+        bars += [Bar(fmt.baseline_label(name), value, class_="base") for name, value in block["baselines"].items()]
         shown.append((fmt.rows_label(block["rows"]).capitalize(), bars))
     note = "Large dots: mean over seeds; small dots: single runs; whiskers: ± one standard deviation."
     return interval_chart(shown, title="Accuracy by labelled rows", axis="accuracy", note=note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from headwater.data.batches import Batch, Examples
 from headwater.errors import ConfigError
@@ -22,12 +22,23 @@ class Representation(Task):
     def head(self, encoder: Encoder, dropout: float) -> nn.Module:
         """Return a head that passes the states on."""
         del encoder, dropout
-        return nn.Identity()
+        return PassOn()
 
     def loss(self, model: SequenceModel, batch: Batch) -> NoReturn:
         """Refuse."""
+        del model, batch
         raise ConfigError("a representation has no task to learn: transfer it to labelled rows first")
 
     def count(self, model: SequenceModel, examples: Examples, batch_size: int) -> NoReturn:
         """Refuse."""
+        del model, examples, batch_size
         raise ConfigError("a representation has no figures of its own: transfer it to labelled rows first")
+
+
+class PassOn(nn.Module):
+    """A head without weights."""
+
+    def forward(self, y_BTH: Tensor, lengths_B: Tensor) -> Tensor:
+        """Return the states as they are."""
+        del lengths_B
+        return y_BTH

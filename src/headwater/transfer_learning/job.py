@@ -90,6 +90,8 @@ def make_job(
 ) -> Job:
     """Prepare a transfer: fit the target's featurizer, build the model, carry the source's weights over."""
     wanted: dict[str, Any] = {} if options.tokenizer == "source" else {"tokenizer": options.tokenizer}
+    if options.max_length:
+        wanted["max_length"] = options.max_length
     text_options = TextOptions(**(source.config.featurizer.model_dump() | wanted))
     reuse = source.featurizer.tokenizer if options.tokenizer in ("source", source.config.featurizer.tokenizer) else None
     target = TextFeaturizer.fit(splits.train.texts, text_options, reuse)
@@ -127,8 +129,6 @@ def _carry_over(
     if embedding is None:
         raise CheckpointError(f"{source.path} has no embedding: only models of text can be transferred to text")
     kept = {name: value for name, value in weights.items() if head or name.startswith("encoder.")}
-    kept["encoder.embedding.weight"], coverage = remap(
-        source.featurizer, embedding, featurizer, splits.train.texts
-    )
+    kept["encoder.embedding.weight"], coverage = remap(source.featurizer, embedding, featurizer, splits.train.texts)
     load_weights(model, kept)
     return coverage

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -59,7 +59,7 @@ def features(job: Job) -> None:
     examples = job.splits.train.encode(job.featurizer, job.splits.labels)
     pooled_NF = pooled_states(job.model, examples)
     chosen = max((0.001, 0.01, 0.1, 1.0), key=lambda strength: _score(pooled_NF, examples.targets_N, strength))
-    scaler, regression = _shallow(chosen).fit(pooled_NF, examples.targets_N)
+    scaler, regression = (piece for _, piece in _shallow(chosen).fit(pooled_NF, examples.targets_N).steps)
     weight_KF = regression.coef_ / scaler.scale_
     bias_K = regression.intercept_ - weight_KF @ scaler.mean_
     if len(bias_K) == 1:  # two classes: the library keeps the second one's log-odds only
@@ -103,17 +103,16 @@ class Weighted:
     objective: Objective
     weight: float
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Of the objective itself."""
-        return self.objective.steps_per_epoch
+    def __post_init__(self) -> None:
+        """An epoch is the objective's own."""
+        self.steps_per_epoch = self.objective.steps_per_epoch
 
     def loss(self, step: int) -> Tensor:
         """Return the weighted loss."""
         return self.weight * self.objective.loss(step)
 
 
-def _shallow(strength: float) -> object:
+def _shallow(strength: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
 
 

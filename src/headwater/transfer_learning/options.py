@@ -22,6 +22,8 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     or `multitask` (learn the source's task beside the target's)."""
     tokenizer: Literal["source"] | TokenizerName = "source"
     """How the target's text is split; `source` splits as the source does."""
+    max_length: Annotated[int, Field(ge=0)] = 0
+    """Tokens a row at most; 0 keeps the source's limit."""
     freeze: Freeze = "none"
     """Layers that `init`, `finetune` and `multitask` never change: `embedding`, or the whole `encoder`."""
     unfreeze: Literal["gradual", "at_once"] = "gradual"

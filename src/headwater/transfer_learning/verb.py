@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from headwater.checkpoint import Checkpoint
+from headwater.evaluation import Evaluation
 from headwater.fitting import classifier_facts, read_splits
 from headwater.registry import lookup
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks.classification import class_probabilities
-from headwater.evaluation import Evaluation
 from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.job import Job, make_job
 from headwater.transfer_learning.options import TransferOptions

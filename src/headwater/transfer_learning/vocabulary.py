@@ -31,7 +31,7 @@ def remap(
     """Build the target's embedding from the source's.
 
     A token takes, in this order: the source's row of the same token (copied); of the same token in lower case, or
-    in another case if just one fits (folded); the mean of its characters' rows, for Chinese words of a source that
+    else in the most frequent other case (folded); the mean of its characters' rows, for Chinese words of a source that
     knows all the characters (composed); the mean of all the source's rows (new; Howard and Ruder 2018, section 3.2).
 
     Args:
@@ -45,6 +45,7 @@ def remap(
     """
     mean_E = rows_VE[len(SPECIAL) :].mean(0)
     folded = {token.lower(): number for token, number in reversed(source.numbers.items())}
+    folded |= {token: number for token, number in source.numbers.items() if token == token.lower()}
     rows, kinds = [], {}
     for token in target.vocabulary:
         number = source.numbers.get(token)

@@ -1,0 +1,1 @@
+"""Explanations: what in a row a prediction rests on."""

@@ -1,0 +1,354 @@
+"""Training: the same bits each time, also after an interruption; schedules, thawing, stopping, refusals."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from helpers import same_bits, toy_config, toy_examples, toy_model
+from torch import nn
+
+from headwater import trainer
+from headwater.errors import CheckpointError, ConfigError, DataError
+from headwater.model import DropoutOptions, SequenceModel
+from headwater.records import Curve
+from headwater.trainer import (
+    NEVER,
+    ParameterGroup,
+    TaskObjective,
+    TrainOptions,
+    fit,
+    load_state,
+    lr_range_test,
+    make_optimizer,
+    one_cycle,
+    save_state,
+    suggest_lr,
+)
+from headwater.weights import weights_of
+
+EVERYTHING = (ParameterGroup(("",)),)
+DROPOUT = DropoutOptions(weight_dropout=0.2)
+OPTIONS = TrainOptions(epochs=4, batch_size=8, lr=0.02, patience=0)
+
+
+class Stop(Exception):  # noqa: N818 - it stands for the end of the process
+    """What ends a fit in the middle."""
+
+
+@dataclass
+class Watched:
+    """An objective that ends the process when a step is asked for."""
+
+    inner: object
+    stop_at: int = -1
+
+    def __post_init__(self):
+        self.steps_per_epoch = self.inner.steps_per_epoch
+
+    def loss(self, step):
+        if step == self.stop_at:
+            raise Stop
+        return self.inner.loss(step)
+
+
+class Fitting:
+    """A small fit of one or two objectives that can be made again with the same bits."""
+
+    def __init__(self, *, two=False, dropout=DROPOUT, batch_size=8):
+        config = toy_config(dropout=dropout, layers=2)
+        self.model, self.task = toy_model(config), config.make_task()
+        self.held = toy_examples(30, seed=9)
+        self.objectives = [TaskObjective(self.model, self.task, toy_examples(44, seed=1), batch_size, seed=5)]
+        self.trained = self.model
+        if two:
+            torch.manual_seed(1)
+            other = SequenceModel(self.model.encoder, self.task.head(self.model.encoder, 0.3))
+            self.objectives.append(TaskObjective(other, self.task, toy_examples(30, seed=2), 8, seed=6))
+            self.trained = nn.ModuleDict({"target": self.model, "beside": other.head})
+        self.stop_at = -1
+
+    def evaluate(self):
+        return self.task.count(self.model, self.held, 64).figures()
+
+    def run(self, options=OPTIONS, groups=EVERYTHING, state_file=None, best_by=("accuracy", True), evaluate=None):
+        first, *others = self.objectives
+        return fit(
+            self.model,
+            [Watched(first, self.stop_at), *others],
+            evaluate or self.evaluate,
+            options,
+            best_by=best_by,
+            seed=3,
+            groups=groups,
+            trained=self.trained,
+            state_file=state_file,
+        )
+
+
+@pytest.fixture
+def save_each_step(monkeypatch):
+    monkeypatch.setattr(trainer, "AUTOSAVE_SECONDS", -1.0)
+
+
+def thawing(*, two):
+    prefix = "target." if two else ""
+    groups = [
+        ParameterGroup((f"{prefix}head.",), thaw_epoch=0),
+        ParameterGroup((f"{prefix}encoder.stack.layers.1.",), 0.5, thaw_epoch=1),
+        ParameterGroup((f"{prefix}encoder.stack.",), 0.25, thaw_epoch=2),
+        ParameterGroup((f"{prefix}encoder.embedding.",), thaw_epoch=NEVER),
+    ]
+    return [*groups, ParameterGroup(("beside.",))] if two else groups
+
+
+def test_the_same_seed_gives_the_same_bits():
+    one, two = Fitting(), Fitting()
+    first, second = one.run(), two.run()
+    assert same_bits(weights_of(one.model), weights_of(two.model))
+    assert first == second
+
+
+def test_training_learns_and_ends_with_the_best_weights():
+    fitting = Fitting(dropout=DropoutOptions())
+    before = fitting.evaluate()
+    result = fitting.run(OPTIONS.model_copy(update={"epochs": 12}))
+    assert before["accuracy"] < 0.75 < fitting.evaluate()["accuracy"]
+    assert result.best == fitting.evaluate()
+    accuracy = next(curve for curve in result.curves if curve.name == "valid accuracy")
+    assert max(accuracy.y) == result.best["accuracy"]
+    assert accuracy.x == [float(epoch) for epoch in range(1, 13)]
+    assert result.stopped == "reached 12 epochs"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("stop_at", [1, 6, 8, 17])  # six steps an epoch: also at the first step of one
+@pytest.mark.usefixtures("save_each_step")
+def test_an_interrupted_fit_ends_with_the_same_bits(tmp_path, optimizer, two, stop_at):
+    options = OPTIONS.model_copy(update={"optimizer": optimizer})
+    whole = Fitting(two=two)
+    expected = whole.run(options, thawing(two=two))
+    state = tmp_path / "state"
+    killed = Fitting(two=two)
+    killed.stop_at = stop_at
+    with pytest.raises(Stop):
+        killed.run(options, thawing(two=two), state)
+    torch.manual_seed(123)  # whatever the new process drew before
+    resumed = Fitting(two=two)
+    result = resumed.run(options, thawing(two=two), state)
+    assert same_bits(weights_of(resumed.trained), weights_of(whole.trained))
+    assert result == expected
+
+
+@pytest.mark.usefixtures("save_each_step")
+def test_a_fit_killed_twice_and_while_it_is_measured_ends_with_the_same_bits(tmp_path):
+    whole = Fitting()
+    expected = whole.run()
+    state = tmp_path / "state"
+    killed = Fitting()
+    calls = 0
+
+    def evaluate():
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Stop
+        return killed.evaluate()
+
+    with pytest.raises(Stop):
+        killed.run(state_file=state, evaluate=evaluate)
+    again = Fitting()
+    again.stop_at = 15
+    with pytest.raises(Stop):
+        again.run(state_file=state)
+    last = Fitting()
+    assert last.run(state_file=state) == expected
+    assert same_bits(weights_of(last.model), weights_of(whole.model))
+
+
+@pytest.mark.usefixtures("save_each_step")
+def test_the_last_epoch_wins_where_no_rows_are_held_out_also_after_an_interruption(tmp_path):
+    whole = Fitting()
+    expected = whole.run(best_by=None, evaluate=dict)
+    assert [curve.name for curve in expected.curves] == ["train loss"]
+    killed = Fitting()
+    killed.stop_at = 20  # in the last epoch
+    with pytest.raises(Stop):
+        killed.run(best_by=None, evaluate=dict, state_file=tmp_path / "state")
+    resumed = Fitting()
+    assert resumed.run(best_by=None, evaluate=dict, state_file=tmp_path / "state") == expected
+    assert same_bits(weights_of(resumed.model), weights_of(whole.model))
+
+
+def test_a_state_is_saved_now_and_then_only(tmp_path, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: float(next(clock)))
+    saved = []
+    monkeypatch.setattr(trainer, "save_state", lambda *given: saved.append(given))
+    Fitting().run(state_file=tmp_path / "state")
+    assert 1 <= len(saved) <= 24 / trainer.AUTOSAVE_SECONDS * 2
+
+
+@pytest.mark.usefixtures("save_each_step")
+def test_a_damaged_state_is_refused_by_name(tmp_path):
+    state = tmp_path / "state"
+    save_state(state, {"a": torch.ones(3)}, {"step": 1})
+    tensors, facts = load_state(state)
+    assert same_bits(tensors, {"a": torch.ones(3)})
+    assert facts == {"step": 1}
+    state.write_bytes(state.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match="state"):
+        Fitting().run(state_file=state)
+    assert load_state(tmp_path / "none") is None
+    assert load_state(None) is None
+
+
+def test_training_stops_when_the_figure_no_longer_improves():
+    fitting = Fitting()
+    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
+    kept = []
+
+    def evaluate():
+        kept.append(weights_of(fitting.model))
+        return {"accuracy": next(scores)}
+
+    result = fitting.run(TrainOptions(epochs=9, batch_size=8, patience=2), evaluate=evaluate)
+    assert result.stopped == "no better held-out figure for 2 epochs"
+    assert len(kept) == 4
+    assert result.best == {"accuracy": 0.7}
+    assert same_bits(weights_of(fitting.model), kept[1])
+
+
+def test_a_lower_loss_is_better_where_the_task_says_so():
+    fitting = Fitting()
+    losses = iter([2.0, 1.0, 3.0])
+    options = TrainOptions(epochs=3, batch_size=8, patience=0)
+    result = fitting.run(options, best_by=("loss", False), evaluate=lambda: {"loss": next(losses)})
+    assert result.best == {"loss": 1.0}
+
+
+def test_groups_thaw_at_their_epoch_and_a_frozen_one_never_changes():
+    fitting = Fitting()
+    start = weights_of(fitting.model)
+    kept = []
+
+    def evaluate():
+        kept.append(weights_of(fitting.model))
+        return {"accuracy": 0.0}
+
+    fitting.run(OPTIONS.model_copy(update={"weight_decay": 0.1}), thawing(two=False), evaluate=evaluate)
+    epochs = {"head.": 0, "encoder.stack.layers.1.": 1, "encoder.stack.layers.0.": 2, "encoder.embedding.": NEVER}
+    for epoch, weights in enumerate(kept):
+        for name, value in weights.items():
+            thawed = next(at for prefix, at in epochs.items() if name.startswith(prefix))
+            assert torch.equal(value, start[name]) == (epoch < thawed), (name, epoch)
+
+
+def test_a_smaller_factor_moves_a_group_less():
+    def moved(factor):
+        fitting = Fitting(batch_size=44)
+        start = weights_of(fitting.model)
+        groups = [ParameterGroup(("head.",)), ParameterGroup(("encoder.",), factor)]
+        one = TrainOptions(epochs=1, lr=1e-3, optimizer="sgd", schedule="constant", weight_decay=0.0)
+        fitting.run(one, groups, best_by=None, evaluate=dict)
+        return {name: value - start[name] for name, value in weights_of(fitting.model).items()}
+
+    whole, half = moved(1.0), moved(0.5)
+    for name, value in whole.items():
+        scale = 0.5 if name.startswith("encoder.") else 1.0
+        torch.testing.assert_close(half[name], value * scale, atol=1e-7, rtol=1e-2)
+
+
+def test_groups_must_fit_all_parameters_and_each_at_least_one():
+    model = Fitting().model
+    with pytest.raises(ConfigError, match=r"'encoder.embedding.weight' belongs to no group"):
+        make_optimizer(model, [ParameterGroup(("head.",))], TrainOptions(), 0.1)
+    with pytest.raises(ConfigError, match="nothing.*fits no parameter"):
+        make_optimizer(model, [ParameterGroup(("",)), ParameterGroup(("nothing",))], TrainOptions(), 0.1)
+
+
+def test_a_parameter_belongs_to_the_first_group_that_fits():
+    model = Fitting().model
+    groups = [ParameterGroup(("head.linear.bias",)), ParameterGroup(("head.",)), ParameterGroup(("",))]
+    optimizer = make_optimizer(model, groups, TrainOptions(), 0.1)
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    assert sizes == [1, 1, len(list(model.parameters())) - 2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("lr", [0.01, "auto"])
+def test_a_loss_that_is_no_number_ends_the_training_with_a_way_out(value, lr):
+    fitting = Fitting()
+
+    class Broken:
+        steps_per_epoch = 3
+
+        def loss(self, step):
+            return next(fitting.model.parameters()).sum() * value
+
+    fitting.objectives = [Broken()]
+    with pytest.raises(DataError, match="lower --lr"):
+        fitting.run(TrainOptions(epochs=1, lr=lr))
+
+
+def test_the_gradient_is_clipped_to_its_norm():
+    fitting = Fitting(batch_size=44)
+    start = weights_of(fitting.model)
+    options = TrainOptions(
+        epochs=1, lr=1.0, optimizer="sgd", schedule="constant", weight_decay=0.0, clip=1e-3
+    )
+    fitting.run(options, best_by=None, evaluate=dict)
+    step = sum((value - start[name]).double().square().sum() for name, value in weights_of(fitting.model).items())
+    assert float(step) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_learning_rate_finder_puts_the_weights_back():
+    fitting = Fitting()
+    start = weights_of(fitting.model)
+    curve = lr_range_test(fitting.model, fitting.objectives, EVERYTHING, OPTIONS, 0)
+    assert same_bits(weights_of(fitting.model), start)
+    assert curve.x == sorted(curve.x)
+    assert 1e-5 <= curve.x[0] < curve.x[-1] <= 0.3
+    assert len(curve.x) == len(curve.y)
+
+
+def test_the_suggested_rate_stands_before_the_lowest_loss():
+    assert suggest_lr(Curve(name="f", x_label="lr", x=[0.01, 0.1, 1.0], y=[3.0, 1.0, 9.0])) == pytest.approx(0.0464, 0.01)
+
+
+def test_an_automatic_rate_is_used_and_told():
+    result = Fitting().run(TrainOptions(epochs=1, batch_size=8, lr="auto"))
+    assert 1e-5 < result.lr < 0.3
+    assert Fitting().run(TrainOptions(epochs=1, batch_size=8, lr="auto")).lr == result.lr
+
+
+def test_one_cycle_rises_over_a_quarter_and_falls_to_almost_nothing():
+    shares = [one_cycle(step, 400) for step in range(400)]
+    assert shares[0] == pytest.approx(0.04)
+    assert shares[100] == 1.0
+    assert shares[-1] < 0.002
+    assert shares[:101] == sorted(shares[:101])
+    assert shares[100:] == sorted(shares[100:], reverse=True)
+    assert all(0 < one_cycle(step, total) <= 1 for total in (1, 2, 3, 7) for step in range(total))
+
+
+def test_an_objective_beside_the_first_goes_round_at_its_own_pace():
+    fitting = Fitting(two=True)
+    beside = fitting.objectives[1]
+    assert (fitting.objectives[0].steps_per_epoch, beside.steps_per_epoch) == (6, 4)
+    start = copy.deepcopy(weights_of(fitting.trained))
+    fitting.run()
+    changed = {name for name, value in weights_of(fitting.trained).items() if not torch.equal(value, start[name])}
+    assert {"beside.linear.weight", "target.head.linear.weight"} <= changed
+
+
+def test_arithmetic_in_bfloat16_is_refused_where_the_processor_has_none(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    with pytest.raises(ConfigError, match="float32"):
+        Fitting().run(OPTIONS.model_copy(update={"precision": "bfloat16"}))
+    whole, auto = Fitting(), Fitting()
+    whole.run()
+    auto.run(OPTIONS.model_copy(update={"precision": "auto"}))
+    assert same_bits(weights_of(whole.model), weights_of(auto.model))
