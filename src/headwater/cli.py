@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last resort: one line here, the details with --debug
         if debug:
             traceback.print_exc()
-        _say(f"headwater: internal error: {type(error).__name__}: {error} (--debug shows where)")
+        said = " ".join(str(error).split())
+        _say(f"headwater: internal error: {type(error).__name__}: {said} (--debug shows where)")
         return 1
 
 

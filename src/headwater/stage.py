@@ -68,23 +68,27 @@ class Outcome:
     artifact_of: Checkpoint | None = None
 
 
-def run_stage(verb: str, options: RunOptions, work: Callable[[Workspace], Outcome]) -> StageRecord:
+def run_stage(
+    verb: str, options: RunOptions, work: Callable[[Workspace], Outcome], source: Checkpoint | None = None
+) -> StageRecord:
     """Run a stage and publish its folder.
 
     Args:
         verb: The command's name.
         options: Its options; `out` is the folder.
         work: Does the work.
+        source: The checkpoint that it starts from; only with the same one can it be resumed.
 
     Raises:
         OutputError: The folder holds something else, or an interrupted run was not asked to be resumed.
     """
     asked = {k: v for k, v in options.model_dump(mode="json").items() if k not in _NO_RESULT}
-    if done := _finished(options, verb, asked):
+    asked |= {"verb": verb, "checkpoint": source.identity if source else None}
+    if done := _finished(options, asked):
         return done
-    partial = _open_partial(options, {"verb": verb, **asked})
-    started, clock = datetime.now(UTC), time.perf_counter()
     device = set_device(options)
+    partial = _open_partial(options, asked)
+    started, clock = datetime.now(UTC), time.perf_counter()
     with Progress(f"{verb} {options.out.name}", quiet=options.quiet) as progress, _tidied(partial):
         outcome = work(Workspace(partial, device, progress))
         facts: dict[str, Any] = {
@@ -139,7 +143,7 @@ def _publish(out: Path, partial: Path, record: StageRecord, outcome: Outcome) ->
     (out / _RUN_FILE).unlink()
 
 
-def _finished(options: RunOptions, verb: str, asked: dict[str, Any]) -> StageRecord | None:
+def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
     """Return the record of a run that is complete already, if resuming; refuse any other content."""
     out = options.out
     if not out.name:
@@ -154,7 +158,8 @@ def _finished(options: RunOptions, verb: str, asked: dict[str, Any]) -> StageRec
     if not options.resume:
         raise OutputError(f"{out} already holds the result of a {record.verb!r}: choose another --out, or delete it")
     stored = {k: v for k, v in record.config.items() if k not in _NO_RESULT}
-    _same({"verb": record.verb, **stored}, {"verb": verb, **asked}, out)
+    stored |= {"verb": record.verb, "checkpoint": record.parents[0].identity if record.parents else None}
+    _same(stored, asked, out)
     return record
 
 

@@ -64,7 +64,9 @@ class ResetBeforeGRU(Cell):
         with torch.autocast(x_BTD.device.type, enabled=False):
             x_TBD = x_BTD.to(self.weight_ih.dtype).transpose(0, 1)
             gates_TB3H = F.linear(x_TBD, self.weight_ih, self.bias_ih)
-            y_TBH: Tensor = _ResetBeforeSequence.apply(gates_TB3H, h_BH, self.recurrent_weight(), self.bias_hh)
+            y_TBH: Tensor = _ResetBeforeSequence.apply(  # type: ignore[no-untyped-call]
+                gates_TB3H, h_BH, self.recurrent_weight(), self.bias_hh
+            )
         y_BTH = y_TBH.transpose(0, 1)
         return y_BTH, {"h": last_valid(y_BTH, lengths_B)}
 

@@ -39,7 +39,7 @@ def compress(checkpoint: Checkpoint, options: CompressOptions) -> Checkpoint:
             f"the checkpoint is compressed already ({checkpoint.config.compression}): "
             "compress the one that it was made from"
         )
-    run_stage("compress", options, lambda _: _work(checkpoint, options))
+    run_stage("compress", options, lambda _: _work(checkpoint, options), checkpoint)
     return Checkpoint.load(options.out)
 
 

@@ -20,6 +20,7 @@ from headwater.deployment.base import Settings, Target
 from headwater.deployment.latency import measure
 from headwater.deployment.verify import rounding, verify
 from headwater.errors import ExportError
+from headwater.explain.occlusion import examples
 from headwater.files import write_atomic
 from headwater.inference import Predictor, Runner, checkpoint_predictor
 from headwater.records import Latency, Verification
@@ -65,7 +66,7 @@ def export(checkpoint: Checkpoint, options: ExportOptions) -> Artifact:
         ExportError: The target can't express the model, or the artifact differs by more than the tolerance.
         HeadwaterError: The client, the data or the output folder can't be used.
     """
-    run_stage("export", options, lambda workspace: _work(checkpoint, options, workspace))
+    run_stage("export", options, lambda workspace: _work(checkpoint, options, workspace), checkpoint)
     return Artifact.load(options.out)
 
 
@@ -99,7 +100,9 @@ def _work(checkpoint: Checkpoint, options: ExportOptions, workspace: Workspace) 
         "verification": best.verification,
     }
     if best.comparison:
-        facts |= best.comparison.after.facts("test") | {"data": [best.comparison.rows.use("test")]}
+        rows = best.comparison.rows
+        facts |= best.comparison.after.facts("test") | {"data": [rows.use("test")]}
+        facts["examples"] = examples(replace(reference, run=best.run), rows)
     return Outcome(None, facts, (checkpoint,), artifact_of=checkpoint)
 
 

@@ -44,9 +44,11 @@ def examples(predictor: Predictor, rows: Rows, count: int = 6) -> list[Example]:
         rows: Labelled rows.
         count: How many; a third of them wrong ones, where there are any.
     """
-    targets_N = rows.targets(predictor.labels)
+    targets_N = np.array(rows.targets(predictor.labels))
     lengths_N = np.array([len(predictor.featurizer.tokens(text)) for text in rows.texts])
-    fit_N = np.flatnonzero((lengths_N >= _TOKENS[0]) & (lengths_N <= _TOKENS[1]))
+    fit_N = [int(i) for i in np.flatnonzero((lengths_N >= _TOKENS[0]) & (lengths_N <= _TOKENS[1]))]
+    if not fit_N:
+        return []
     probabilities_NK = predictor.probabilities([rows.texts[i] for i in fit_N])
     right_N = probabilities_NK.argmax(1) == targets_N[fit_N]
     surest_N = np.argsort(-probabilities_NK.max(1), kind="stable")

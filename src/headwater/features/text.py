@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -50,6 +51,8 @@ class TextFeaturizer:
         self.vocabulary = tuple(vocabulary)
         self.tokenizer = tokenizer or make_tokenizer(options.tokenizer)
         self.numbers = {token: number for number, token in enumerate(self.vocabulary)}
+        # A stage reads the same rows several times (vocabulary, training, baselines); some tokenizers are slow.
+        self._split = functools.lru_cache(maxsize=100_000)(self.tokenizer.split)
 
     @classmethod
     def fit(cls, texts: Sequence[str], options: TextOptions, tokenizer: Tokenizer | None = None) -> TextFeaturizer:
@@ -75,7 +78,7 @@ class TextFeaturizer:
 
     def tokens(self, text: str) -> list[str]:
         """Return the tokens of a text, at most `max_length`; one unknown token where the text has none."""
-        found = self.tokenizer.split(text.lower() if self.options.lowercase else text)
+        found = self._split(text.lower() if self.options.lowercase else text)
         return found[: self.options.max_length] or [SPECIAL[UNKNOWN]]
 
     def encode(self, text: str) -> list[int]:

@@ -61,7 +61,7 @@ def personalize(checkpoint: Checkpoint, options: PersonalizeOptions) -> Checkpoi
     Raises:
         HeadwaterError: The data, the options or the output folder can't be used.
     """
-    run_stage("personalize", options, lambda workspace: _work(checkpoint, options, workspace))
+    run_stage("personalize", options, lambda workspace: _work(checkpoint, options, workspace), checkpoint)
     return Checkpoint.load(options.out)
 
 

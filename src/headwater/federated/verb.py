@@ -15,6 +15,7 @@ from headwater.federated import AGGREGATORS
 from headwater.federated.aggregators import FixedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining
+from headwater.federated.clip_and_noise import ClipAndNoise
 from headwater.federated.controls import evaluate_alone, train_central
 from headwater.federated.options import FederateOptions
 from headwater.federated.population import Population, read_population
@@ -23,7 +24,6 @@ from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_spent, noise_for
-from headwater.privacy.clients import ClipAndNoise
 from headwater.records import ClientRow, Curve, Metrics, Privacy
 from headwater.registry import lookup
 from headwater.stage import Outcome, Workspace, run_stage
@@ -42,7 +42,7 @@ def federate(checkpoint: Checkpoint, options: FederateOptions) -> Checkpoint:
         HeadwaterError: The data, the options or the output folder can't be used, or a client failed.
     """
     lookup("headwater.aggregators", AGGREGATORS, options.aggregator)
-    run_stage("federate", options, lambda workspace: _Federation(checkpoint, options, workspace).run())
+    run_stage("federate", options, lambda workspace: _Federation(checkpoint, options, workspace).run(), checkpoint)
     return Checkpoint.load(options.out)
 
 
@@ -196,11 +196,9 @@ class _Federation:
     def notes(self) -> list[str]:
         """Return what a reader should know."""
         counts = np.array([len(examples) for examples in self.examples.values()])
-        note = (
-            f"{len(counts)} clients with {counts.min()} to {counts.max()} training rows "
-            f"(median {int(np.median(counts))}); {sum(value.numel() for value in self.start.values()):,} numbers are shared."
-        )
-        return [note]
+        shared = sum(value.numel() for value in self.start.values())
+        spread = f"{counts.min()} to {counts.max()} training rows (median {int(np.median(counts))})"
+        return [f"{len(counts)} clients with {spread}; {shared:,} numbers are shared."]
 
 
 def client_rows(population: Population, views: dict[str, Evaluation]) -> list[ClientRow]:

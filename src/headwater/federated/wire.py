@@ -45,12 +45,12 @@ def unpack_update(message: bytes, *, client: str, instruction: Instruction) -> U
         raise FederationError(
             f"not an update: {error}", client=client, round_number=instruction.round, stage="receive"
         ) from error
-    given = {name: tuple(value.shape) for name, value in delta.items()}
-    wanted = {name: tuple(value.shape) for name, value in instruction.weights.items()}
+    given = {name: (value.dtype, value.shape) for name, value in delta.items()}
+    wanted = {name: (value.dtype, value.shape) for name, value in instruction.weights.items()}
     finite = all(bool(value.isfinite().all()) for value in delta.values())
     if update.client != client or given != wanted or update.rows < 0 or not finite:
         raise FederationError(
-            "the update isn't finite numbers of the shared weights' names and shapes under the client's own name",
+            "not finite numbers of the shared weights' names, types and shapes, under the client's own name",
             client=client,
             round_number=instruction.round,
             stage="receive",

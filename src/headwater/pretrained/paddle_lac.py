@@ -86,7 +86,7 @@ class LacNetwork:
     """One entry a row of the embedding; empty where LAC's list skips a number (one row, never looked up)."""
     tags: list[str]
     """Such as `PER-B` and `PER-I`: the first and the following characters of a word."""
-    embedding_VE: Array  # noqa: N815 - the suffix is the shape
+    embedding_VE: Array
     layers: list[list[dict[str, Array]]]
     """By layer and direction (forward, backward): `weight_ih` (3H, D), `weight_hh` (3H, H), `bias_ih` and
     `bias_hh` (3H,); the latter is zero."""

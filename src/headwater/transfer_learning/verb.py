@@ -25,7 +25,7 @@ def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
         HeadwaterError: The data, the options or the output folder can't be used.
     """
     lookup("headwater.transfer_methods", METHODS, options.method)
-    run_stage("transfer", options, lambda workspace: _work(source, options, workspace))
+    run_stage("transfer", options, lambda workspace: _work(source, options, workspace), source)
     return Checkpoint.load(options.out)
 
 
