@@ -94,7 +94,9 @@ def test_a_ragged_batch_can_start_from_a_state(name):
     start = {part: torch.randn(len(LENGTHS), 5, generator=generator) for part in cell.init_state(1)}
     _, after = cell(x, LENGTHS, start)
     for row, length in enumerate(LENGTHS.tolist()):
-        alone, end = cell(x[row : row + 1, :length], None, {part: value[row : row + 1] for part, value in start.items()})
+        alone, end = cell(
+            x[row : row + 1, :length], None, {part: value[row : row + 1] for part, value in start.items()}
+        )
         assert alone.shape == (1, length, 5)
         for part, value in end.items():
             close(after[part][row], value[0])

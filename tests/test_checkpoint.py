@@ -283,6 +283,8 @@ def test_no_module_can_run_code_that_stands_in_a_file():
     assert {path.name: uses for path in SOURCES if (uses := unsafe_uses(path.read_text(encoding="utf-8")))} == {}
 
 
-@pytest.mark.parametrize("line", ["import pickle", "from joblib import load", "torch.load(x)", "np.load(x, allow_pickle=True)"])
+@pytest.mark.parametrize(
+    "line", ["import pickle", "from joblib import load", "torch.load(x)", "np.load(x, allow_pickle=True)"]
+)
 def test_the_search_for_unsafe_calls_finds_them(line):
     assert unsafe_uses(line)

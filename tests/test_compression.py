@@ -117,9 +117,7 @@ def test_the_clients_own_weights_stay_in_float32_and_are_measured_by_client(tmp_
     checkpoint = replace(checkpoint, personal=personal(checkpoint, "ann", "bob"))
     texts, clients = sentences(30), ["ann", "bob", "stranger"] * 10
     write_rows(tmp_path / "rows.csv", texts, ["bad"] * 30, clients)
-    options = CompressOptions(
-        out=tmp_path / "c", data=str(tmp_path / "rows.csv"), client="client", quiet=True
-    )
+    options = CompressOptions(out=tmp_path / "c", data=str(tmp_path / "rows.csv"), client="client", quiet=True)
     made = compress(checkpoint, options)
     for client in ("ann", "bob"):
         assert torch.equal(made.personal[client][HEAD], checkpoint.personal[client][HEAD])

@@ -142,9 +142,7 @@ def test_a_split_must_be_named_and_known(pinned):
 
 
 def test_an_unknown_card():
-    with pytest.raises(
-        DataError, match=r"unknown data card 'movie_review' \(did you mean 'movie_reviews'\?\)"
-    ):
+    with pytest.raises(DataError, match=r"unknown data card 'movie_review' \(did you mean 'movie_reviews'\?\)"):
         cards.load_card("movie_review")
     with pytest.raises(DataError, match=r"can't read the data card gone\.toml"):
         cards.load_card("gone.toml")

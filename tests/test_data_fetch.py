@@ -192,9 +192,7 @@ def test_an_archive_inside_an_archive():
     assert fetch.read_member(fetch.read_member(outer, "inner.zip", 1000), "text", 1000) == b"deep"
 
 
-@pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
-)
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
 def test_what_is_not_a_regular_file_is_refused(kind):
     info = tarfile.TarInfo("data")
     info.type, info.linkname = kind, "secret"

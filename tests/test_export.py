@@ -14,13 +14,13 @@ from small_models import HEAD, LABELS, personal, sentences, small_checkpoint, wr
 from headwater.cells import CELLS
 from headwater.checkpoint import Checkpoint
 from headwater.compression.int8 import quantize
-from headwater.errors import CheckpointError, ConfigError, ExportError, OutputError
 from headwater.deployment import EXPORT_TARGETS, export_target
 from headwater.deployment.artifact import Artifact
 from headwater.deployment.onnx_graph import OPERATORS
 from headwater.deployment.onnx_target import OnnxTarget
 from headwater.deployment.verb import ExportOptions, export
 from headwater.deployment.verify import random_batches, rounding, verify
+from headwater.errors import CheckpointError, ConfigError, ExportError, OutputError
 from headwater.inference import checkpoint_predictor, torch_runner
 from headwater.records import StageRecord
 
@@ -202,8 +202,7 @@ def test_an_artifact_has_the_checkpoints_files_and_goes_on_with_its_lineage(tmp_
     assert (record.verification.rows, record.verification.agreement) == (44 + 40, 1.0)
     assert record.metrics["test"]["accuracy"] == 1.0
     assert record.sizes == {
-        name: (tmp_path / "a" / name).stat().st_size
-        for name in ("model.onnx", "config.json", "vocabulary.json")
+        name: (tmp_path / "a" / name).stat().st_size for name in ("model.onnx", "config.json", "vocabulary.json")
     }
     assert [(row.runtime, row.length) for row in record.latency] == [
         (runtime, length) for length in (20, 100) for runtime in ("torch", "onnxruntime")
@@ -248,9 +247,7 @@ def test_a_failed_export_leaves_nothing_that_looks_finished(tmp_path, monkeypatc
 
 def test_a_model_that_grows_rounding_errors_is_refused_with_that_reason(tmp_path):
     calm = small_checkpoint(cell="rnn", hidden_size=64)
-    wild = replace(
-        calm, tensors={n: v * 3 if n.endswith("weight_hh") else v for n, v in calm.tensors.items()}
-    )
+    wild = replace(calm, tensors={n: v * 3 if n.endswith("weight_hh") else v for n, v in calm.tensors.items()})
     assert rounding(wild.model(), 40) > 1e-3
     with pytest.raises(ExportError, match="multiplies rounding errors"):
         export(wild, ExportOptions(out=tmp_path / "a", quiet=True))

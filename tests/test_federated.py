@@ -19,6 +19,7 @@ from headwater.federated import AGGREGATORS, PARTITIONERS
 from headwater.federated.aggregators import FixedMean, Mean, Median, WeightedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining, client_seed
+from headwater.federated.clip_and_noise import ClipAndNoise
 from headwater.federated.options import FederateOptions
 from headwater.federated.partition import deal
 from headwater.federated.personalization import Head, PersonalizeOptions, fit_head, personalize
@@ -32,7 +33,6 @@ from headwater.federated.wire import pack_instruction, pack_update, unpack_instr
 from headwater.metrics import ClassificationCounts
 from headwater.model import DropoutOptions
 from headwater.privacy.accounting import epsilon_spent, noise_for
-from headwater.federated.clip_and_noise import ClipAndNoise
 from headwater.records import StageRecord
 from headwater.registry import lookup
 from headwater.tasks.classification import class_probabilities
@@ -147,7 +147,11 @@ def test_an_instruction_is_unpacked_as_it_was_packed():
     assert same_bits(got.weights, INSTRUCTION.weights)
 
 
-@given(client=st.text(max_size=12).filter(lambda text: text.isprintable()), rows=st.integers(0, 10**9), seed=st.integers(0, 9))
+@given(
+    client=st.text(max_size=12).filter(lambda text: text.isprintable()),
+    rows=st.integers(0, 10**9),
+    seed=st.integers(0, 9),
+)
 def test_an_update_is_unpacked_as_it_was_packed(client, rows, seed):
     update = Update(client, drawn(seed), rows, {"loss": 0.1 + seed})
     got = unpack_update(pack_update(update), client=client, instruction=INSTRUCTION)
@@ -641,7 +645,9 @@ def test_federate_reports_its_rounds_clients_and_controls(data, source, tmp_path
     assert record.metrics["test"]["accuracy"] > record.baselines["majority"]["accuracy"]
 
 
-@pytest.mark.parametrize("changes", [{}, PRIVATE_RUN, {"server_momentum": 0.0, "freeze": "embedding", "aggregator": "median"}])
+@pytest.mark.parametrize(
+    "changes", [{}, PRIVATE_RUN, {"server_momentum": 0.0, "freeze": "embedding", "aggregator": "median"}]
+)
 def test_a_federation_that_is_killed_after_a_round_and_resumed_has_the_same_bits(
     changes, data, source, tmp_path, monkeypatch
 ):

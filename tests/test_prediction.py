@@ -12,8 +12,8 @@ from small_models import LABELS, personal, sentences, small_checkpoint, write_ro
 from headwater.compression.verb import CompressOptions, compress
 from headwater.data.rows import read_rows
 from headwater.data.table import read_table
-from headwater.errors import CheckpointError, ConfigError, DataError, OutputError
 from headwater.deployment.verb import ExportOptions, export
+from headwater.errors import CheckpointError, ConfigError, DataError, OutputError
 from headwater.prediction import EvaluateOptions, PredictOptions, evaluate, load_predictor, predict
 from headwater.statistics import worst_decile
 

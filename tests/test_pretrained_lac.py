@@ -73,9 +73,7 @@ def test_a_wrong_gate_order_would_be_seen(network):
         reset, update, new = np.split(value, 3)
         return np.concatenate([update, reset, new])
 
-    swapped = [
-        [{name: swap(value) for name, value in gru.items()} for gru in pair] for pair in network.layers
-    ]
+    swapped = [[{name: swap(value) for name, value in gru.items()} for gru in pair] for pair in network.layers]
     wrong = paddle_lac.LacNetwork(**{**vars(network), "layers": swapped})
     text = "中国科学院计算技术研究所张三在上海出差"
     assert paddle_lac.tag(wrong, text) != paddle_lac.tag(network, text)

@@ -139,9 +139,7 @@ def test_nothing_is_fetched_from_anywhere(html):
     assert not re.search(r"https?:|//[a-z]|url\(|@import|@font-face", html)
     page = Page(html)
     assert not {"img", "link", "iframe", "object", "embed", "base", "form"}.intersection(page.tags)
-    reaching = [
-        (tag, key) for tag, key, _ in page.attributes if key in ("src", "srcset", "action", "xlink:href")
-    ]
+    reaching = [(tag, key) for tag, key, _ in page.attributes if key in ("src", "srcset", "action", "xlink:href")]
     assert reaching == []
     assert all(value.startswith("#") for _, key, value in page.attributes if key == "href")
     policy = next(value for _, key, value in page.attributes if key == "content" and "default-src" in value)
@@ -217,11 +215,7 @@ def test_torch_is_not_imported(tmp_path):
 
 def test_transfer_verdicts(html):
     facts = transfer_facts(made.journey())
-    found = {
-        (line.group.rows, line.group.method): line.verdict
-        for block in facts["blocks"]
-        for line in block["lines"]
-    }
+    found = {(line.group.rows, line.group.method): line.verdict for block in facts["blocks"] for line in block["lines"]}
     assert found[50, "finetune"] == "gain"
     assert found[50, "multitask"] == "no gain shown"
     assert found[0, "features"] == "loss"
@@ -259,9 +253,7 @@ def test_personalization_counts_who_gains_and_who_loses(tmp_path):
     one = made.personalize()
     pairs = [(0.5, 0.7), (0.5, 0.4), (0.5, 0.5), (0.6, 0.9)]
     one.clients = [
-        ClientRow(
-            client=f"c{i}", train_rows=9, test_rows=9, metrics={"accuracy_before": a, "accuracy_after": b}
-        )
+        ClientRow(client=f"c{i}", train_rows=9, test_rows=9, metrics={"accuracy_before": a, "accuracy_after": b})
         for i, (a, b) in enumerate(pairs)
     ]
     assert "2 gained, 1 lost, 1 stayed" in page_of([one], tmp_path).text.replace(" ,", ",")
@@ -288,13 +280,7 @@ def test_lineage_collapses_a_matrix_and_shows_missing_parents():
     nodes = build_nodes(made.journey())
     assert [node.title for node in nodes if node.title.startswith("Transfer")] == [f"Transfer {fmt.TIMES} 45"]
     depth = {node.title.split(f" {fmt.TIMES}")[0]: node.depth for node in nodes}
-    assert (
-        depth["Pre-training"]
-        < depth["Transfer"]
-        < depth["Federation"]
-        < depth["Compression"]
-        < depth["Export"]
-    )
+    assert depth["Pre-training"] < depth["Transfer"] < depth["Federation"] < depth["Compression"] < depth["Export"]
     alone = build_nodes([made.export()])
     assert [(node.outside, node.depth) for node in alone] == [(True, 0), (False, 1)]
 
@@ -307,9 +293,7 @@ def test_lineage_survives_a_ring(tmp_path):
 
 def test_figures_that_are_not_numbers_are_not_drawn(tmp_path):
     bad = [float("nan"), float("inf"), 0.5]
-    one = made.record(
-        "odd", "pretrain", minute=1, curves=[Curve(name="loss", x_label="step", x=[1, 2, 3], y=bad)]
-    )
+    one = made.record("odd", "pretrain", minute=1, curves=[Curve(name="loss", x_label="step", x=[1, 2, 3], y=bad)])
     (tmp_path / "odd").mkdir()
     text = one.model_dump_json().replace('"y":[null,null,0.5]', '"y":[NaN,Infinity,0.5]')
     assert "NaN" in text
@@ -336,9 +320,7 @@ def test_odd_shapes_are_drawn_or_left_out(tmp_path):
 def test_long_curves_keep_their_extremes(tmp_path):
     y = [1.0] * 20_000
     y[7_777] = 9.0
-    one = made.record(
-        "long", "pretrain", minute=1, curves=[Curve(name="loss", x_label="step", x=range(20_000), y=y)]
-    )
+    one = made.record("long", "pretrain", minute=1, curves=[Curve(name="loss", x_label="step", x=range(20_000), y=y)])
     drawn = section(write_report(made.save([one], tmp_path)).read_text("utf-8"), "training")
     assert len(drawn) < 20_000
     heights = {float(point.split(",")[1]) for point in re.search(r'd="M([^"]+)"', drawn)[1].split("L")}
@@ -402,9 +384,7 @@ def test_figures_are_written_one_way(written, expected):
     assert written == expected
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.61, 0.84), (5, 5), (0, 0), (-3, 12), (1e-9, 2e-9), (0, 1e9)]
-)
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.61, 0.84), (5, 5), (0, 0), (-3, 12), (1e-9, 2e-9), (0, 1e9)])
 def test_ticks_span_the_range(low, high):
     ticks = fit_ticks(low, high)
     assert ticks[0] <= low

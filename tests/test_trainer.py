@@ -296,9 +296,7 @@ def test_a_loss_that_is_no_number_ends_the_training_with_a_way_out(value, lr):
 def test_the_gradient_is_clipped_to_its_norm():
     fitting = Fitting(batch_size=44)
     start = weights_of(fitting.model)
-    options = TrainOptions(
-        epochs=1, lr=1.0, optimizer="sgd", schedule="constant", weight_decay=0.0, clip=1e-3
-    )
+    options = TrainOptions(epochs=1, lr=1.0, optimizer="sgd", schedule="constant", weight_decay=0.0, clip=1e-3)
     fitting.run(options, best_by=None, evaluate=dict)
     step = sum((value - start[name]).double().square().sum() for name, value in weights_of(fitting.model).items())
     assert float(step) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
@@ -315,7 +313,9 @@ def test_the_learning_rate_finder_puts_the_weights_back():
 
 
 def test_the_suggested_rate_stands_before_the_lowest_loss():
-    assert suggest_lr(Curve(name="f", x_label="lr", x=[0.01, 0.1, 1.0], y=[3.0, 1.0, 9.0])) == pytest.approx(0.0464, 0.01)
+    assert suggest_lr(Curve(name="f", x_label="lr", x=[0.01, 0.1, 1.0], y=[3.0, 1.0, 9.0])) == pytest.approx(
+        0.0464, 0.01
+    )
 
 
 def test_an_automatic_rate_is_used_and_told():

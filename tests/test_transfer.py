@@ -154,7 +154,12 @@ def test_lower_layers_learn_at_smaller_rates(data, source, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("file", "head", "kept"),
-    [("train.csv", "auto", True), ("train.csv", "source", True), ("train.csv", "new", False), ("three.csv", "auto", False)],
+    [
+        ("train.csv", "auto", True),
+        ("train.csv", "source", True),
+        ("train.csv", "new", False),
+        ("three.csv", "auto", False),
+    ],
 )
 def test_the_head_is_kept_for_the_same_labels_unless_a_new_one_is_asked(file, head, kept, data, source, tmp_path):
     job = job_of(source, options(data, tmp_path / "t", data=str(data / file), test=None, head=head))
@@ -190,7 +195,9 @@ def test_scratch_carries_nothing_over(data, source, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_model_and_another_another(data, source, tmp_path):
-    seeds = [transfer(source, options(data, tmp_path / f"t{n}", seed=seed)).identity for n, seed in enumerate((5, 5, 6))]
+    seeds = [
+        transfer(source, options(data, tmp_path / f"t{n}", seed=seed)).identity for n, seed in enumerate((5, 5, 6))
+    ]
     assert seeds[0] == seeds[1] != seeds[2]
 
 
@@ -203,15 +210,16 @@ def test_an_unknown_method_is_refused_before_anything_is_read(source, tmp_path):
 def test_a_language_model_can_be_the_source(data, tmp_path):
     lm = pretrain(
         PretrainOptions(
-            **TINY
-            | {"data": str(data / "train.csv"), "out": tmp_path / "lm", "bidirectional": False},
+            **TINY | {"data": str(data / "train.csv"), "out": tmp_path / "lm", "bidirectional": False},
             task="language_modeling",
         )
     )
     assert StageRecord.load(tmp_path / "lm").metrics["valid"]["perplexity"] > 1
     made = transfer(lm, options(data, tmp_path / "t", method="features"))
     assert made.labels == ("bad", "fair", "good")
-    assert torch.equal(made.tensors["encoder.stack.layers.0.fwd.weight_hh"], lm.tensors["encoder.stack.layers.0.fwd.weight_hh"])
+    assert torch.equal(
+        made.tensors["encoder.stack.layers.0.fwd.weight_hh"], lm.tensors["encoder.stack.layers.0.fwd.weight_hh"]
+    )
 
 
 def test_another_tokenizer_remaps_the_vocabulary(data, source, tmp_path):

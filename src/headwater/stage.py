@@ -187,7 +187,7 @@ def _open_partial(options: RunOptions, asked: dict[str, Any]) -> Path:
 
 
 def _same(stored: dict[str, Any], asked: dict[str, Any], where: Path) -> None:
-    for key in sorted(stored.keys() | asked.keys()):
+    for key in ("verb", "checkpoint", *sorted(stored.keys() | asked.keys())):
         if stored.get(key) != asked.get(key):
             raise ConfigError(
                 f"{where} was begun with {key} = {stored.get(key)!r}, now it is {asked.get(key)!r}: "

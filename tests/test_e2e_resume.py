@@ -1,0 +1,110 @@
+"""Whole processes: killed at any instant and resumed, they end with the same bits; interrupted, they say what to do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from headwater.checkpoint import MODEL_FILE
+from headwater.files import sha256_file
+from headwater.records import StageRecord
+
+pytestmark = pytest.mark.e2e
+
+DRIVER = """
+import sys
+import headwater.trainer
+headwater.trainer.AUTOSAVE_SECONDS = -1.0  # save after each step
+from headwater.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+def stopped(command, out, number):
+    """Start a command, send a signal as soon as it has saved a new state, and return what it said."""
+    state = out.with_name(out.name + ".partial") / ".state.safetensors"
+    before = state.stat().st_mtime_ns if state.exists() else None
+    process = start(*command)
+    while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert state.exists(), err
+    assert not out.exists()
+    return process.returncode, err
+
+
+def pretraining(folder, out, *more):
+    sizes = ["--hidden-size", 16, "--embedding-size", 16, "--layers", 2, "--batch-size", 8]
+    return ["pretrain", "--data", folder / "train.csv", "--valid", 0.3, "--out", out, "--epochs", 8, *sizes, *more]
+
+
+def federation(folder, source, out, *more):
+    rounds = ["--rounds", 40, "--participation", 1.0, "--batch-size", 4, "--valid", 0.3]
+    return ["federate", source, "--data", folder / "train.csv", "--client", "client", "--out", out, *rounds, *more]
+
+
+def test_a_training_that_is_killed_twice_and_resumed_has_the_same_bits(data, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    finish(start(*pretraining(data, whole, "--patience", 0)))
+    for more in ([], ["--resume"]):
+        code, _ = stopped(pretraining(data, out, "--patience", 0, *more), out, signal.SIGKILL)
+        assert code == -signal.SIGKILL
+    refused = start(*pretraining(data, out, "--patience", 0))
+    assert refused.wait() == 2
+    assert "add --resume to continue it" in refused.communicate()[1]
+    finish(start(*pretraining(data, out, "--patience", 0, "--resume")))
+    assert sha256_file(out / MODEL_FILE) == sha256_file(whole / MODEL_FILE)
+    assert StageRecord.load(out).curves == StageRecord.load(whole).curves
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_a_federation_that_is_killed_twice_and_resumed_has_the_same_bits(data, source_folder, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    finish(start(*federation(data, source_folder, whole)))
+    for more in ([], ["--resume"]):
+        code, _ = stopped(federation(data, source_folder, out, *more), out, signal.SIGKILL)
+        assert code == -signal.SIGKILL
+    finish(start(*federation(data, source_folder, out, "--resume")))
+    assert sha256_file(out / MODEL_FILE) == sha256_file(whole / MODEL_FILE)
+    assert StageRecord.load(out).rounds == StageRecord.load(whole).rounds
+    assert StageRecord.load(out).controls == StageRecord.load(whole).controls
+
+
+def test_an_interruption_ends_with_130_and_the_way_to_go_on(data, tmp_path):
+    out = tmp_path / "m"
+    code, err = stopped(pretraining(data, out), out, signal.SIGINT)
+    assert code == 130
+    assert err.splitlines()[-1] == "headwater: interrupted; the same command with --resume continues"
+    assert "Traceback" not in err
+    finish(start(*pretraining(data, out, "--resume")))
+    assert out.exists()
+
+
+@pytest.mark.parametrize("command", [["--version"], ["pretrain", "--help"]])
+def test_a_reader_that_goes_away_is_no_error(command):
+    process = start(*command)
+    process.stdout.close()
+    assert process.wait() == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()
