@@ -41,11 +41,11 @@ def final_artifact(records: Sequence[StageRecord]) -> StageRecord | None:
 
 
 def size_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
-    """Return what the table of sizes shows: one line for runs of equal size, or None without sizes."""
+    """Return what the table of sizes shows: one line for transfer runs on as many rows, or None without sizes."""
     merged: dict[tuple[object, ...], list[StageRecord]] = {}
     for record in (record for record in records if total(record)):
-        alike = tuple(sorted(record.sizes.items())) if record.verb == "transfer" else (record.name,)
-        merged.setdefault((record.verb, *alike), []).append(record)
+        alike = record.config.get("rows") if record.verb == "transfer" else record.name
+        merged.setdefault((record.verb, alike), []).append(record)
     if not merged:
         return None
     lines = [size_line(group, records) for group in merged.values()]
@@ -54,9 +54,12 @@ def size_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
 
 
 def size_line(group: Sequence[StageRecord], records: Sequence[StageRecord]) -> dict[str, Any]:
-    """Return one line of the table of sizes."""
-    first = group[0]
-    several = f"{len(group)} {fmt.verb_label(first.verb).lower()} runs" if len(group) > 1 else ""
+    """Return one line of the table of sizes: of several runs the largest."""
+    first = max(group, key=total)
+    several = ""
+    if len(group) > 1:
+        rows = first.config.get("rows") or "all"
+        several = f"{len(group)} {fmt.verb_label(first.verb).lower()} runs, {rows} rows: the largest"
     return {
         "stage": several or first.name,
         "method": first.method if not several else "",

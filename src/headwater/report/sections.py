@@ -97,12 +97,14 @@ def training_facts(records: Sequence[StageRecord]) -> Facts | None:
 
 
 def coverage_facts(records: Sequence[StageRecord]) -> Facts | None:
-    """Return the vocabulary coverages, equal ones once."""
+    """Return the vocabulary coverages: of runs on as many rows the first, with the span of the others."""
     found: dict[str, Facts] = {}
     for record in records:
         if record.coverage:
-            facts = {"coverage": record.coverage, "stages": []}
-            found.setdefault(record.coverage.model_dump_json(), facts)["stages"].append(record.name)
+            key = str(record.config.get("rows")) if record.verb == "transfer" else record.name
+            line = found.setdefault(key, {"coverage": record.coverage, "stages": [], "shares": []})
+            line["stages"].append(record.name)
+            line["shares"].append(record.coverage.tokens_share)
     return {"lines": list(found.values())} if found else None
 
 

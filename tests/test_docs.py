@@ -1,0 +1,60 @@
+"""What the documents show can be run: their commands, their Python and their journey, on toy rows."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from helpers import toy_rows, write_csv
+
+from headwater.cli import main
+from headwater.journey import read_journey
+from headwater.records import StageRecord
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture
+def toy_cards(tmp_path, monkeypatch):
+    """Toy files in place of the cards, and the folder as the current one."""
+    for name, count in {"movie_reviews-train": 300, "movie_reviews-test": 60, "amazon_reviews-test": 60}.items():
+        write_csv(tmp_path / f"{name}.csv", toy_rows(count, seed=count, clients=5))
+    write_csv(tmp_path / "amazon_reviews-train.csv", toy_rows(260, seed=5, clients=5))
+    monkeypatch.chdir(tmp_path)
+    return lambda text: re.sub(r"card:(\w+)/(\w+)", r"\1-\2.csv", text).replace("--client review", "--client client")
+
+
+@pytest.mark.e2e
+def test_the_readmes_path_runs_from_source_to_device(toy_cards, capsys):
+    (commands,) = blocks(README, "bash")
+    for line in toy_cards(commands).splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "headwater"
+        assert main(arguments) == 0, capsys.readouterr().err
+    assert "label: " in capsys.readouterr().out
+    assert StageRecord.load(Path("runs/device")).verification.passed
+    assert Path("runs/report.html").stat().st_size > 10_000
+    (python,) = blocks(README, "python")
+    exec(compile(toy_cards(python), "README.md", "exec"), {})  # noqa: S102 - the document's own example
+    assert "[[" in capsys.readouterr().out
+
+
+def test_the_documents_journey_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (text,) = blocks((ROOT / "docs/journeys.md").read_text(encoding="utf-8"), "toml")
+    Path("reviews.toml").write_text(text, encoding="utf-8")
+    journey = read_journey(Path("reviews.toml"))
+    assert len(journey.steps) == 1 + 2 * 2 * 3 + 1
+    assert tomllib.loads(text)["name"] == journey.name
+
+
+def test_every_document_that_is_linked_is_there():
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
