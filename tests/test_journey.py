@@ -236,6 +236,7 @@ def test_each_stage_starts_from_the_one_it_names(travelled):
     assert [stage.verb for stage in lineage.stages] == ["pretrain", "transfer", "federate", "personalize", "compress"]
 
 
+@pytest.mark.e2e
 def test_two_at_once_give_the_same_bits_as_one_after_the_other(travelled, tmp_path):
     journey, out = travelled
     records = run_journey(journey, tmp_path / "two", jobs=2, quiet=True)
@@ -273,7 +274,7 @@ def test_a_journey_that_was_interrupted_keeps_what_is_done(travelled, tmp_path, 
     assert identities(tmp_path / "j") == identities(out)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.e2e)])
 def test_a_stage_that_fails_is_named_and_the_others_stay(jobs, data, tmp_path):
     text = TINY.format(folder=data).replace("three_test.csv", "nothing.csv")
     journey = read(tmp_path, text)
