@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.data.batches import Shuffler
+from headwater.data.rows import Rows, label_set
 from headwater.errors import ConfigError, DataError, FederationError
 from headwater.evaluation import Evaluation
 from headwater.federated import AGGREGATORS, PARTITIONERS
@@ -409,6 +410,27 @@ def test_a_federation_ends_at_a_target_a_plateau_or_the_limit(stopping, rounds, 
     assert reason == why
     assert [record.round for record in state.records] == list(range(1, rounds + 1))
     assert same_bits(weights, kept[best - 1])
+
+
+def test_an_interruption_does_not_make_a_federation_more_patient():
+    state = FederationState(start_weights())
+    method, cohort = algorithm(), LocalCohort(population(), local())
+    run_rounds(method, cohort, state, Stopping(2, patience=2), scripted([0.7, 0.6]), seed=7)
+    again = FederationState.of(state.tensors(), json.loads(json.dumps(state.facts())))
+    _, why = run_rounds(algorithm(), cohort, again, Stopping(9, patience=2), scripted([0.5, 0.9]), seed=7)
+    assert why == "converged: no better held-out accuracy for 2 rounds"
+    assert [record.round for record in again.records] == [1, 2, 3]
+
+
+def test_clients_and_labels_come_in_one_order_whatever_the_order_of_the_rows():
+    names = ["10", "9", "1.5", "ann", "inf", "nan", "-2", "Infinity"]
+    orders = set()
+    for shift in range(len(names)):
+        turned = names[shift:] + names[:shift]
+        rows = Rows(["x"] * 16, (turned + turned[::-1]), (turned[::-1] + turned), "toy", "0")
+        orders.add((tuple(rows.by_client()), label_set(rows)))
+    expected = ("-2", "1.5", "9", "10", "Infinity", "ann", "inf", "nan")
+    assert orders == {(expected, expected)}
 
 
 def test_a_federation_whose_loss_is_no_number_ends_with_a_way_out():

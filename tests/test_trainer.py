@@ -188,7 +188,8 @@ def test_the_last_epoch_wins_where_no_rows_are_held_out_also_after_an_interrupti
 def test_an_interruption_does_not_make_the_training_more_patient(tmp_path):
     options = TrainOptions(epochs=9, batch_size=8, patience=2)
     scores = [0.7, 0.6, 0.5, 0.5, 0.5]
-    expected = Fitting().run(options, evaluate=lambda given=iter(scores): {"accuracy": next(given)})
+    all_of_them = iter(scores)
+    expected = Fitting().run(options, evaluate=lambda: {"accuracy": next(all_of_them)})
     killed = Fitting()
     killed.stop_at = 14  # in the third epoch, after one without a better figure
     left = iter(scores)

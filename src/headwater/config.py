@@ -6,6 +6,7 @@ the journey file and Python all read the same class, so an option exists in all 
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,6 +81,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} doesn't exist: give the path of a TOML file") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} can't be read as TOML: {error}") from error
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class RunOptions(Config):

@@ -42,7 +42,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from headwater.config import Config, read_toml
+from headwater.config import Config, cores, read_toml
 from headwater.errors import ConfigError, HeadwaterError, OutputError, did_you_mean
 from headwater.files import output_errors
 from headwater.progress import Progress
@@ -131,7 +131,7 @@ def run_journey(
         raise ConfigError(f"{out} isn't empty: add --resume to continue the journey, or choose another --out")
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    jobs = jobs or _cores()
+    jobs = jobs or cores()
     waiting = list(journey.steps)
     with Progress(journey.name, quiet=quiet) as progress:
         if jobs == 1:
@@ -141,10 +141,6 @@ def run_journey(
         else:
             _run_parallel(waiting, out, progress, journey, resume=resume, jobs=jobs)
     return [StageRecord.load(out / step.name) for step in journey.steps]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run_parallel(

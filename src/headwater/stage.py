@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from headwater.checkpoint import Checkpoint
-from headwater.config import RunOptions
+from headwater.config import RunOptions, cores
 from headwater.errors import ConfigError, HeadwaterError, OutputError
 from headwater.files import output_errors, write_atomic
 from headwater.folder import seal
@@ -201,7 +201,7 @@ def set_device(options: RunOptions) -> torch.device:
     Raises:
         ConfigError: There is no such device.
     """
-    torch.set_num_threads(options.threads or torch.get_num_threads())
+    torch.set_num_threads(options.threads or cores())
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda': torch finds no usable GPU here; use --device cpu or auto")
     use_gpu = options.device != "cpu" and torch.cuda.is_available()
