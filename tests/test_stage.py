@@ -281,3 +281,14 @@ def test_word_vectors_start_the_embedding_and_must_fit(data, tmp_path):
     assert StageRecord.load(tmp_path / "m").notes[0].startswith("1 of ")
     with pytest.raises(ConfigError, match="--embedding-size 8"):
         pretrain(options(data, tmp_path / "n", vectors=tmp_path / "v.txt", embedding_size=9))
+
+
+def test_an_interrupted_run_does_not_go_on_with_other_rows(data, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_bytes((data / "train.csv").read_bytes())
+    asked = PretrainOptions(**TINY | {"data": str(rows), "out": tmp_path / "m"})
+    partial = stage._open_partial(asked, stage._contents(asked))
+    rows.write_bytes(rows.read_bytes() + b"superb,good,c1\n")
+    with pytest.raises(ConfigError, match="the content of data"):
+        stage._open_partial(asked.model_copy(update={"resume": True}), stage._contents(asked))
+    assert partial.is_dir()

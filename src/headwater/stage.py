@@ -19,8 +19,9 @@ import torch
 
 from headwater.checkpoint import Checkpoint
 from headwater.config import RunOptions, cores
+from headwater.data.card import resolve
 from headwater.errors import ConfigError, HeadwaterError, OutputError
-from headwater.files import output_errors, write_atomic
+from headwater.files import output_errors, sha256_file, write_atomic
 from headwater.folder import seal
 from headwater.lineage import LineageEntry
 from headwater.progress import Progress
@@ -87,7 +88,7 @@ def run_stage(
     if done := _finished(options, asked):
         return done
     device = set_device(options)
-    partial = _open_partial(options, asked)
+    partial = _open_partial(options, asked | _contents(options))
     started, clock = datetime.now(UTC), time.perf_counter()
     with Progress(f"{verb} {options.out.name}", quiet=options.quiet) as progress, _tidied(partial):
         outcome = work(Workspace(partial, device, progress))
@@ -163,6 +164,13 @@ def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
     return record
 
 
+def _contents(options: RunOptions) -> dict[str, str]:
+    """Return the checksums of the rows that a run begins with: it can't go on with others."""
+    given = {name: getattr(options, name, None) for name in ("data", "test", "source_data")}
+    paths = {name: resolve(value) for name, value in given.items() if value}
+    return {f"the content of {name}": sha256_file(path) for name, path in paths.items() if path.is_file()}
+
+
 def _open_partial(options: RunOptions, asked: dict[str, Any]) -> Path:
     partial = options.out.with_name(options.out.name + ".partial")
     run_file = partial / _RUN_FILE
@@ -173,7 +181,9 @@ def _open_partial(options: RunOptions, asked: dict[str, Any]) -> Path:
         shutil.rmtree(partial)
     if partial.exists():
         if options.resume:
-            _same(json.loads(run_file.read_text()), asked, partial)
+            stored = json.loads(run_file.read_text())
+            # A file of rows that is missing now has no checksum; reading it will say so.
+            _same({key: value for key, value in stored.items() if key in asked}, asked, partial)
             return partial
         if any(path.name.endswith(_STATE_FILE) for path in partial.iterdir()):
             raise OutputError(
