@@ -15,8 +15,18 @@ from headwater.metrics import ClassificationCounts
 from headwater.records import Metrics
 
 
-def baselines(train: Rows, test: Rows, labels: Sequence[str], featurizer: TextFeaturizer) -> dict[str, Metrics]:
+def baselines(
+    train: Rows,
+    test: Rows,
+    labels: Sequence[str],
+    featurizer: TextFeaturizer,
+    *,
+    file_labels: Sequence[str] = (),
+) -> dict[str, Metrics]:
     """Return the figures of both baselines on the test rows, trained on the same rows as the model.
+
+    The majority is that of `file_labels`, all rows of the training file, where they are given: rows that are drawn
+    evenly over the labels have none.
 
     The linear model is logistic regression on TF-IDF of the model's own tokens and their pairs, with the settings
     that scikit-learn's users take (sublinear counts, C = 10).
@@ -24,7 +34,8 @@ def baselines(train: Rows, test: Rows, labels: Sequence[str], featurizer: TextFe
     numbers = {label: number for number, label in enumerate(labels)}
     train_N = np.array([numbers[label] for label in train.labels])
     test_N = np.array([numbers[label] for label in test.labels])
-    share_K = np.bincount(train_N, minlength=len(labels)) / len(train_N)
+    known_N = np.array([numbers[label] for label in file_labels or train.labels])
+    share_K = np.bincount(known_N, minlength=len(labels)) / len(known_N)
     out = {"majority": ClassificationCounts.of(np.tile(share_K, (len(test_N), 1)), test_N).figures()}
     counts = TfidfVectorizer(analyzer=lambda text: _grams(featurizer.tokens(text)), sublinear_tf=True)
     linear = LogisticRegression(C=10.0, max_iter=1000)

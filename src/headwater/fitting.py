@@ -35,6 +35,7 @@ class Splits:
         test: To report on: the rows of `--test`, else the held-out ones.
         test_name: ``"test"`` or ``"valid"``.
         labels: Of the training rows, in order; empty for tasks without labels.
+        file_labels: Of all rows of the training file, one a row, before any were chosen.
     """
 
     train: Rows
@@ -42,6 +43,7 @@ class Splits:
     test: Rows
     test_name: str
     labels: tuple[str, ...]
+    file_labels: Sequence[str]
 
     def uses(self) -> list[Any]:
         """Return the records of the files read."""
@@ -56,6 +58,7 @@ def read_splits(options: DataOptions, seed: int, *, labelled: bool = True) -> Sp
     label = options.label if labelled else None
     rows = read_rows(options.data, text=options.text, label=label)
     labels = label_set(rows) if labelled else ()
+    file_labels = rows.labels
     rows = choose(rows, options.rows, seed)
     train, valid = hold_out(rows, options.valid, seed)
     if unseen := sorted(set(labels) - set(train.labels)):
@@ -66,8 +69,8 @@ def read_splits(options: DataOptions, seed: int, *, labelled: bool = True) -> Sp
     if options.test:
         test = read_rows(options.test, text=options.text, label=label)
         test.targets(labels)  # an unknown label is said now, not after the training
-        return Splits(train, valid, test, "test", labels)
-    return Splits(train, valid, valid, "valid", labels)
+        return Splits(train, valid, test, "test", labels, file_labels)
+    return Splits(train, valid, valid, "valid", labels, file_labels)
 
 
 def with_epochs(options: TrainOptions, rows: int) -> TrainOptions:
@@ -124,5 +127,7 @@ def classifier_facts(checkpoint: Checkpoint, splits: Splits, device: torch.devic
     examples = splits.test.encode(checkpoint.featurizer, checkpoint.labels)
     model = checkpoint.model().to(device)
     evaluation = Evaluation.of(splits.test, checkpoint.labels, class_probabilities(model, examples))
-    simple = baselines(splits.train, splits.test, checkpoint.labels, checkpoint.featurizer)
+    simple = baselines(
+        splits.train, splits.test, checkpoint.labels, checkpoint.featurizer, file_labels=splits.file_labels
+    )
     return evaluation.facts(splits.test_name) | {"baselines": simple}

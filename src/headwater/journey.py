@@ -153,7 +153,8 @@ def _run_parallel(
     pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(os.getpid(),))
     try:
         while waiting or running:
-            for step in [s for s in waiting if s.start not in names or s.start in done]:
+            # No more than there are workers: what lies in the pool's queue would still run after a failure.
+            for step in [s for s in waiting if s.start not in names or s.start in done][: jobs - len(running)]:
                 waiting.remove(step)
                 running[pool.submit(_run_step, step, out, resume, True)] = step
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -166,6 +167,12 @@ def _run_parallel(
         raise HeadwaterError(
             "a worker process was killed (often for want of memory): run again with --resume, perhaps --jobs 1"
         ) from error
+    except BaseException as error:
+        # A stage that is stopped can be resumed; one that has failed lets the others that run come to their end.
+        if not isinstance(error, HeadwaterError):
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -161,6 +161,10 @@ def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
     stored = {k: v for k, v in record.config.items() if k not in _NO_RESULT}
     stored |= {"verb": record.verb, "checkpoint": record.parents[0].identity if record.parents else None}
     _same(stored, asked, out)
+    used = {use.sha256 for use in record.data}
+    for what, content in _contents(options).items():
+        if used and content not in used:
+            raise ConfigError(f"{what} isn't what {out} was made from: choose another --out, or delete it")
     return record
 
 

@@ -147,11 +147,11 @@ def fit(
         DataError: The loss became infinite or not a number.
     """
     trained = trained or model
-    lr = _find_lr(trained, objectives, groups, options, seed) if options.lr == "auto" else options.lr
-    run = _Run(trained, objectives, options, lr, groups, state_file)
-    torch.manual_seed(seed)
-    run.restore()
     with precision(options.precision, next(model.parameters()).device):
+        lr = _find_lr(trained, objectives, groups, options, seed) if options.lr == "auto" else options.lr
+        run = _Run(trained, objectives, options, lr, groups, state_file)
+        torch.manual_seed(seed)
+        run.restore()
         while not run.done():
             _run_epoch(run, progress)
             figures = evaluate()
@@ -384,7 +384,9 @@ def precision(wanted: Literal["float32", "bfloat16", "auto"], device: torch.devi
         able = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - there is no public name
     if wanted == "bfloat16" and not able:
         raise ConfigError("precision = 'bfloat16': this processor has no bfloat16 arithmetic; use float32")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted != "float32" and able)
+    # Without the cache: it would keep the bfloat16 copies that the first step made of the weights.
+    on = wanted != "float32" and able
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on, cache_enabled=False)
 
 
 def _find_lr(

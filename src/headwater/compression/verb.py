@@ -49,7 +49,7 @@ def _work(checkpoint: Checkpoint, options: CompressOptions) -> Outcome:
     size, smaller_size = checkpoint.sizes()[MODEL_FILE], smaller.sizes()[MODEL_FILE]
     share = f"{smaller_size / size:.1%} of the {size:,} in float32"
     notes = [f"{MODEL_FILE} has {smaller_size:,} bytes in {options.method}, {share}."]
-    facts: dict[str, Any] = {"method": options.method}
+    facts: dict[str, Any] = {"device": "cpu", "method": options.method}
     rows = measuring_rows(options, checkpoint.labels, options.client)
     if rows is not None:
         before_NK, after_NK = row_probabilities(checkpoint, rows), row_probabilities(smaller, rows)

@@ -117,11 +117,14 @@ def read_rows(data: str, *, text: str, label: str | None = None, client: str | N
         DataError: The file or a column can't be used, or a text is blank.
     """
     path = resolve(data)
-    columns = [column for column in (text, label, client) if column is not None]
+    columns = list(dict.fromkeys(column for column in (text, label, client) if column is not None))
     table = read_table(path, columns)
-    for index, value in enumerate(table[text]):
-        if not value.strip():
-            raise DataError(f"{data}, row {index + 1}: the column {text!r} is blank: remove the row or fill it in")
+    for column in columns:
+        for index, value in enumerate(table[column]):
+            if not value.strip():
+                raise DataError(
+                    f"{data}, row {index + 1}: the column {column!r} is blank: remove the row or fill it in"
+                )
     return Rows(table[text], table[label] if label else [], table[client] if client else [], data, sha256_file(path))
 
 

@@ -113,7 +113,7 @@ def run_rounds(
         state.weights = algorithm.server_optimizer.step(state.weights, aggregate)
         state.optimizer = algorithm.server_optimizer.state()
         metrics = evaluate(state.weights)
-        if not math.isfinite(metrics["loss"]):
+        if not math.isfinite(metrics.get("loss", 0.0)):
             raise FederationError(
                 "the model's loss is no longer finite: lower --client-lr or --server-lr",
                 client="(all)",
@@ -136,8 +136,9 @@ def run_rounds(
 def _finish(state: FederationState, record: RoundRow) -> None:
     state.round = record.round
     state.records.append(record)
-    if record.metrics["accuracy"] > state.best_score:
-        state.best_score, state.best_weights, state.waited = record.metrics["accuracy"], state.weights, 0
+    score = record.metrics.get("accuracy", float(record.round))
+    if score > state.best_score:
+        state.best_score, state.best_weights, state.waited = score, state.weights, 0
     else:
         state.waited += 1
 

@@ -31,8 +31,12 @@ def train_central(
     evaluate: Callable[[], Metrics],
     seed: int,
 ) -> None:
-    """Train the model on all rows in one place, as `transfer --method init` does by default."""
+    """Train the model on all rows in one place, as `transfer --method init` does by default.
+
+    The best epoch is chosen by what `evaluate` returns; the last one is taken if that is nothing.
+    """
     load_weights(model, start)
+    best_by = task.best if evaluate() else None
     tokens = [e.tokens[s : s + n] for e in clients.values() for s, n in zip(e.starts_N, e.lengths_N, strict=True)]
     targets = np.concatenate([examples.targets_N for examples in clients.values()])
     together = Examples(tokens, list(targets))
@@ -42,7 +46,7 @@ def train_central(
         parameter.requires_grad_(name in start)
     groups = [ParameterGroup(tuple(start)), ParameterGroup(("",), thaw_epoch=NEVER)]
     objective = TaskObjective(model, task, together, options.batch_size, seed, device)
-    fit(model, [objective], evaluate, options, best_by=task.best, seed=seed, groups=groups[: 1 + _partly(model, start)])
+    fit(model, [objective], evaluate, options, best_by=best_by, seed=seed, groups=groups[: 1 + _partly(model, start)])
 
 
 def _partly(model: SequenceModel, start: Weights) -> bool:

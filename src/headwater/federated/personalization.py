@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from headwater.checkpoint import Checkpoint
 from headwater.config import RunOptions
 from headwater.data.rows import Rows
-from headwater.errors import CheckpointError
+from headwater.errors import CheckpointError, DataError
 from headwater.evaluation import Evaluation
 from headwater.federated.population import Population, PopulationOptions, read_population
 from headwater.federated.verb import client_rows
@@ -69,6 +69,12 @@ def _work(checkpoint: Checkpoint, options: PersonalizeOptions, workspace: Worksp
     if not checkpoint.labels:
         raise CheckpointError(f"{checkpoint.path} is no classifier: federate or transfer it to labelled rows first")
     population = read_population(options, options.seed, checkpoint.labels)
+    if population.labels != checkpoint.labels:
+        strange = min(set(population.labels) - set(checkpoint.labels))
+        raise DataError(
+            f"{options.data}: the model doesn't know the label {strange!r}; it knows {', '.join(checkpoint.labels)}: "
+            "federate or transfer it to rows of that label first"
+        )
     train, test = _pooled(checkpoint, population.train), _pooled(checkpoint, population.test)
     weights = checkpoint.weights()
     shared = Head(weights[HEAD[0]].double(), weights[HEAD[1]].double())
@@ -90,6 +96,7 @@ def _work(checkpoint: Checkpoint, options: PersonalizeOptions, workspace: Worksp
     facts["metrics"] |= {"before": before.figures(), "after": after.figures()}
     facts |= {
         "method": "head",
+        "device": "cpu",
         "data": [population.train.use("train"), population.test.use("test")],
         "clients": client_rows(population, {"accuracy_before": before, "accuracy_after": after}),
         "notes": _notes(population, before, after),

@@ -38,7 +38,7 @@ class Population:
 
     Attributes:
         train: Training rows, each with its client.
-        valid: Held-out rows for stopping, from all clients.
+        valid: Held-out rows for stopping, from all clients; empty where there are too few rows.
         test: Rows to report on, each with its client; the held-out ones where no test rows were given.
         test_name: ``"test"`` or ``"valid"``.
         labels: The model's labels.
@@ -62,7 +62,7 @@ def read_population(options: PopulationOptions, seed: int, labels: Sequence[str]
     Args:
         options: Where the rows are and who the clients are.
         seed: Seeds the partition and the split.
-        labels: The labels that the model knows; by default those of the training rows.
+        labels: The labels that the model knows; rows with others get labels of their own.
 
     Raises:
         DataError: The rows can't be used, or there are fewer than two clients.
@@ -86,10 +86,13 @@ def read_population(options: PopulationOptions, seed: int, labels: Sequence[str]
             "a federation needs at least two"
         )
     train, valid = hold_out(rows, options.valid, seed)
-    if not len(valid):
-        if not test:
-            raise ConfigError(
-                f"{options.data} has {len(rows)} rows, too few to hold any out: raise --valid, or give --test"
-            )
-        return Population(train, test, test, "test", tuple(labels) or found)
-    return Population(train, valid, test or valid, "test" if test else "valid", tuple(labels) or found)
+    if not len(valid) and not test:
+        raise ConfigError(
+            f"{options.data} has {len(rows)} rows, too few to hold any out: raise --valid, or give --test"
+        )
+    return Population(train, valid, test or valid, "test" if test else "valid", _labels(labels, found))
+
+
+def _labels(known: Sequence[str], found: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the labels that the model knows if the rows have no others, else those of the rows."""
+    return tuple(known) if set(found) <= set(known) else found

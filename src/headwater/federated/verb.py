@@ -10,6 +10,7 @@ import torch
 
 from headwater.baselines import baselines
 from headwater.checkpoint import Checkpoint
+from headwater.errors import ConfigError
 from headwater.evaluation import Evaluation
 from headwater.federated import AGGREGATORS
 from headwater.federated.aggregators import FixedMean
@@ -30,6 +31,12 @@ from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks.classification import Classification, class_probabilities
 from headwater.trainer import load_state, save_state
 from headwater.weights import Weights, load_weights, weights_of
+
+_SIMULATED = "A simulation: the noise comes from the seed, and the figures of each round are not noised."
+_SEEN = (
+    "An earlier stage of this model has learned from the same file of rows, all in one place and without noise: what "
+    "is said of the clients' rows staying home, and of privacy, holds for this stage only."
+)
 
 
 def federate(checkpoint: Checkpoint, options: FederateOptions) -> Checkpoint:
@@ -53,12 +60,18 @@ class _Federation:
         self.source = source
         self.options = options
         self.workspace = workspace
-        self.population = read_population(options, options.seed)
+        self.population = read_population(options, options.seed, source.labels)
+        if not len(self.population.valid) and (options.target or options.patience):
+            raise ConfigError(
+                f"{options.data} has too few rows to hold 50 of them out, and target and patience go by those: "
+                "leave both at 0, or raise --valid"
+            )
         self.checkpoint = for_labels(source, self.population.labels, options.seed)
         self.model = self.checkpoint.model().to(workspace.device)
         self.examples = self.population.examples(self.checkpoint.featurizer)
         labels = self.population.labels
-        self.valid = self.population.valid.encode(self.checkpoint.featurizer, labels)
+        held = self.population.valid
+        self.valid = held.encode(self.checkpoint.featurizer, labels) if len(held) else None
         self.test = self.population.test.encode(self.checkpoint.featurizer, labels)
         self.local = LocalTraining(
             self.model,
@@ -72,7 +85,8 @@ class _Federation:
         )
         self.start = shared_weights(weights_of(self.model), options.freeze)
         private = options.epsilon > 0
-        self.stopping = Stopping(options.rounds, options.target, options.patience, keep_best=not private)
+        keep_best = len(self.population.valid) > 0 and not private
+        self.stopping = Stopping(options.rounds, options.target, options.patience, keep_best=keep_best)
 
     def run(self) -> Outcome:
         """Run the rounds and the controls; return the facts."""
@@ -134,7 +148,7 @@ class _Federation:
             rounds=options.rounds,
             population=clients,
             accountant=ACCOUNTANT,
-            note="A simulation: the noise comes from the seed, and the figures of each round are not noised.",
+            note=_SIMULATED + (f" {_SEEN}" if self.seen_before() else ""),
         )
         transform = ClipAndNoise(options.update_clip, noise, expected, options.seed)
         private = FederatedAlgorithm(
@@ -153,6 +167,8 @@ class _Federation:
 
     def held_out(self) -> Metrics:
         """Return the held-out figures of the model as it is."""
+        if self.valid is None:
+            return {}
         probabilities = class_probabilities(self.model, self.valid)
         return Evaluation.of(self.population.valid, self.population.labels, probabilities).figures()
 
@@ -189,6 +205,8 @@ class _Federation:
         """Return the records of the rows read."""
         population = self.population
         uses = [population.train.use("train")]
+        if len(population.valid):
+            uses.append(population.valid.use("valid"))
         if population.test_name == "test":
             uses.append(population.test.use("test"))
         return uses
@@ -198,7 +216,19 @@ class _Federation:
         counts = np.array([len(examples) for examples in self.examples.values()])
         shared = sum(value.numel() for value in self.start.values())
         spread = f"{counts.min()} to {counts.max()} training rows (median {int(np.median(counts))})"
-        return [f"{len(counts)} clients with {spread}; {shared:,} numbers are shared."]
+        notes = [f"{len(counts)} clients with {spread}; {shared:,} numbers are shared."]
+        if not len(self.population.valid):
+            notes.append("Too few rows to hold any out: the model is that of the last round.")
+        if self.checkpoint.labels != self.source.labels:
+            notes.append("The clients' rows have other labels than the model had: its head was drawn anew.")
+        if self.seen_before():
+            notes.append(_SEEN)
+        return notes
+
+    def seen_before(self) -> bool:
+        """Return whether an earlier stage of the model has already learned from the clients' file."""
+        uses = [use for stage in self.source.lineage.stages for use in stage.data if use.role in ("train", "source")]
+        return any(use.sha256 == self.population.train.sha256 for use in uses)
 
 
 def client_rows(population: Population, views: dict[str, Evaluation]) -> list[ClientRow]:
@@ -239,6 +269,8 @@ def shared_weights(weights: Weights, freeze: str) -> Weights:
 
 def _curves(state: FederationState) -> list[Curve]:
     rounds = [float(record.round) for record in state.records]
+    if not state.records or "accuracy" not in state.records[0].metrics:
+        return []
     return [
         Curve(name=f"valid {name}", x_label="round", x=rounds, y=[record.metrics[name] for record in state.records])
         for name in ("accuracy", "loss")

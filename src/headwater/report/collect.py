@@ -24,7 +24,7 @@ def find_records(folder: Path) -> list[StageRecord]:
     paths = sorted(
         path
         for path in folder.rglob(STAGE_FILE)
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not any(part.startswith(".") or part.endswith(".partial") for part in path.relative_to(folder).parts)
     )
     if not paths:
         raise CheckpointError(

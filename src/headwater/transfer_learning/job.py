@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from headwater.errors import CheckpointError, ConfigError
 from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.fitting import Splits, fit_task
 from headwater.model import SequenceModel
-from headwater.records import Coverage
+from headwater.records import Coverage, DataUse
 from headwater.stage import Workspace
 from headwater.tasks import Task
 from headwater.trainer import FitResult, Objective, ParameterGroup, TrainOptions
@@ -36,6 +36,7 @@ class Job:
         featurizer: The target's featurizer.
         model: The target model; holds the source's weights unless the method starts from scratch.
         coverage: What the source knew of the target's vocabulary; None from scratch.
+        source_uses: Rows of the source task that the method has read.
     """
 
     source: Checkpoint
@@ -46,6 +47,7 @@ class Job:
     featurizer: TextFeaturizer
     model: SequenceModel
     coverage: Coverage | None
+    source_uses: list[DataUse] = field(default_factory=list)
 
     @property
     def task(self) -> Task:

@@ -76,6 +76,7 @@ def multitask(job: Job) -> FitResult:
     if options.source_data is None:
         raise ConfigError("method = 'multitask' learns the source's task too: add --source-data FILE")
     rows = read_rows(options.source_data, text=options.source_text, label=options.source_label)
+    job.source_uses.append(rows.use("source"))
     task = Classification(labels=label_set(rows))
     encoder = job.model.encoder
     source = SequenceModel(encoder, task.head(encoder, job.config.dropout.head_dropout)).to(job.workspace.device)

@@ -38,7 +38,7 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
     checkpoint = Checkpoint(job.config, job.featurizer, {}, lineage).with_model(job.model)
     facts: dict[str, Any] = classifier_facts(checkpoint, splits, workspace.device)
     facts["metrics"] = facts.get("metrics", {}) | before
-    facts |= {"method": options.method, "data": splits.uses(), "coverage": job.coverage}
+    facts |= {"method": options.method, "data": [*splits.uses(), *job.source_uses], "coverage": job.coverage}
     if result:
         facts |= {"curves": result.curves, "stopped": result.stopped}
     return Outcome(checkpoint, facts, (source,))
