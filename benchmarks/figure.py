@@ -22,15 +22,16 @@ def main(folder: str, out: str) -> None:
     seeds = [read(f"init-200-s{seed}").baselines["tfidf_logistic_regression"]["accuracy"] for seed in range(3)]
     linear = sum(seeds) / len(seeds)
     federated, personal, small = read("federated"), read("personal"), read("small")
+    simple = federated.baselines
     bars = [
-        ("majority class", federated.baselines["majority"]["accuracy"], "base"),
+        ("majority class", simple["majority"]["accuracy"], "base"),
         ("200 labels, from scratch", mean("scratch", 200), "base"),
         ("200 labels, TF-IDF + logistic regression", linear, "base"),
         ("200 labels, transferred (fine-tuned)", mean("finetune", 200), "ours"),
         ("each of 297 authors alone", federated.controls["alone"]["accuracy"], "base"),
         ("federated over the authors", federated.metrics["test"]["accuracy"], "ours"),
         ("all rows in one place", federated.controls["central"]["accuracy"], "base"),
-        ("all rows, TF-IDF + logistic regression", federated.baselines["tfidf_logistic_regression"]["accuracy"], "base"),
+        ("all rows, TF-IDF + logistic regression", simple["tfidf_logistic_regression"]["accuracy"], "base"),
         ("federated, a personal head each", personal.metrics["after"]["accuracy"], "ours"),
         ("the same in int8, a quarter of the bytes", small.metrics["after"]["accuracy"], "ours"),
     ]  # fmt: skip

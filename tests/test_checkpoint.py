@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from helpers import same_bits
 from small_models import HEAD, personal, small_checkpoint
@@ -288,3 +289,19 @@ def test_no_module_can_run_code_that_stands_in_a_file():
 )
 def test_the_search_for_unsafe_calls_finds_them(line):
     assert unsafe_uses(line)
+
+
+@pytest.mark.parametrize("damage", ["nan", "scale", "stray"])
+def test_weights_that_cannot_be_used_are_refused_though_the_checksums_fit(damage, folder):
+    tensors = safetensors.torch.load((folder / "model.safetensors").read_bytes())
+    name = "head.linear.weight"
+    if damage == "nan":
+        tensors[name] = torch.full_like(tensors[name], torch.nan)
+    elif damage == "scale":
+        tensors[name] = torch.ones(tensors[name].shape, dtype=torch.int8)
+    else:
+        tensors[name + ".scale"] = torch.ones(1)
+    (folder / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
+    seal(folder)
+    with pytest.raises(CheckpointError, match=name):
+        Checkpoint.load(folder)

@@ -38,8 +38,8 @@ def test_the_readmes_path_runs_from_source_to_device(toy_cards, capsys):
         assert program == "headwater"
         assert main(arguments) == 0, capsys.readouterr().err
     assert "label: " in capsys.readouterr().out
-    assert StageRecord.load(Path("runs/device")).verification.passed
-    assert Path("runs/report.html").stat().st_size > 10_000
+    assert StageRecord.load(Path("runs/hand/device")).verification.passed
+    assert Path("runs/hand/report.html").stat().st_size > 10_000
     (python,) = blocks(README, "python")
     exec(compile(toy_cards(python), "README.md", "exec"), {})  # noqa: S102 - the document's own example
     assert "[[" in capsys.readouterr().out

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers import same_bits, toy_config, toy_examples, toy_model
+from helpers import TINY, same_bits, toy_config, toy_examples, toy_model
 from torch import nn
 
 from headwater import trainer
 from headwater.errors import CheckpointError, ConfigError, DataError
 from headwater.model import DropoutOptions, SequenceModel
-from headwater.records import Curve
+from headwater.pretraining import PretrainOptions, pretrain
+from headwater.records import Curve, StageRecord
 from headwater.trainer import (
     NEVER,
     ParameterGroup,
@@ -370,3 +371,17 @@ def test_arithmetic_in_bfloat16_is_refused_where_the_processor_has_none(monkeypa
     whole.run()
     auto.run(OPTIONS.model_copy(update={"precision": "auto"}))
     assert same_bits(weights_of(whole.model), weights_of(auto.model))
+
+
+def test_bfloat16_learns_as_float32_does(data, tmp_path):
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this processor has no bfloat16 arithmetic")
+    curves = {}
+    for precision in ("float32", "bfloat16"):
+        out = tmp_path / precision
+        pretrain(
+            PretrainOptions(**TINY | {"data": str(data / "train.csv"), "out": out, "precision": precision, "epochs": 6})
+        )
+        curves[precision] = StageRecord.load(out).curves[0].y
+    assert curves["float32"][-1] < 0.8 * curves["float32"][0]
+    assert curves["bfloat16"][-1] == pytest.approx(curves["float32"][-1], rel=0.1, abs=0.02)

@@ -173,11 +173,11 @@ class Checkpoint:
         check_seal(folder, what="checkpoint", needed=needed, optional=(PERSONAL_FILE, TOKENIZER_FILE))
         config = read_model_config(folder)
         featurizer = TextFeaturizer.load(folder, config.featurizer)
-        tensors = safetensors.torch.load((folder / MODEL_FILE).read_bytes())
+        tensors = _read_tensors(folder / MODEL_FILE)
         _check_fit(folder, config, featurizer, tensors)
         personal: dict[str, Weights] = {}
         if (folder / PERSONAL_FILE).exists():
-            for key, value in safetensors.torch.load((folder / PERSONAL_FILE).read_bytes()).items():
+            for key, value in _read_tensors(folder / PERSONAL_FILE).items():
                 client, _, name = key.partition(_SEPARATOR)
                 personal.setdefault(client, {})[name] = value
         return cls(config, featurizer, tensors, Lineage.load(folder / LINEAGE_FILE), personal, folder)
@@ -212,12 +212,41 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{path} isn't the config of a checkpoint of this version: {first}") from error
 
 
+def _read_tensors(path: Path) -> Weights:
+    try:
+        tensors = safetensors.torch.load(path.read_bytes())
+    except Exception as error:  # the library raises several kinds
+        raise CheckpointError(f"{path} isn't a file of tensors: {error}; copy the checkpoint again") from error
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise CheckpointError(f"{path}: {name!r} holds numbers that aren't finite: make the checkpoint again")
+    return tensors
+
+
+def _check_scales(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse int8 values without their scales, scales of another shape, and either without being compressed."""
+    for name, value in tensors.items():
+        if name.endswith(SCALE_SUFFIX):
+            continue
+        scale = tensors.get(name + SCALE_SUFFIX)
+        wanted = (value.shape[0], *[1] * (value.ndim - 1))
+        packed = value.dtype == torch.int8
+        fits = scale is not None and tuple(scale.shape) == wanted and scale.is_floating_point()
+        if (packed and not (fits and config.compression)) or (not packed and scale is not None):
+            raise CheckpointError(
+                f"{folder}: {name!r} is stored as {value.dtype} and its scale as "
+                f"{tuple(scale.shape) if scale is not None else 'nothing'}, where int8 values need a scale of {wanted} "
+                "and others none: make the checkpoint again"
+            )
+
+
 def _check_fit(folder: Path, config: ModelConfig, featurizer: TextFeaturizer, tensors: Mapping[str, Tensor]) -> None:
     if len(featurizer.vocabulary) != config.vocabulary_size:
         raise CheckpointError(
             f"{folder}: the vocabulary has {len(featurizer.vocabulary)} tokens but the model was built for "
             f"{config.vocabulary_size}: they come from two different checkpoints; copy the whole folder again"
         )
+    _check_scales(folder, config, tensors)
     with torch.device("meta"):
         wanted = {name: tuple(value.shape) for name, value in config.build().state_dict().items()}
     given = {name: tuple(value.shape) for name, value in tensors.items() if not name.endswith(SCALE_SUFFIX)}

@@ -14,6 +14,9 @@ from headwater.errors import FederationError
 from headwater.federated.protocols import Instruction, Update
 from headwater.weights import Weights
 
+MOST_ROWS = 10**9
+"""More rows than any client has: a larger number is a mistake or an attempt to own the weighted mean."""
+
 
 def pack_instruction(instruction: Instruction) -> bytes:
     """Return the bytes of an instruction."""
@@ -48,7 +51,8 @@ def unpack_update(message: bytes, *, client: str, instruction: Instruction) -> U
     given = {name: (value.dtype, value.shape) for name, value in delta.items()}
     wanted = {name: (value.dtype, value.shape) for name, value in instruction.weights.items()}
     finite = all(bool(value.isfinite().all()) for value in delta.values())
-    if update.client != client or given != wanted or update.rows < 0 or not finite:
+    sane = 0 <= update.rows <= MOST_ROWS and finite
+    if update.client != client or given != wanted or not sane:
         raise FederationError(
             "not finite numbers of the shared weights' names, types and shapes, under the client's own name",
             client=client,

@@ -17,6 +17,8 @@ from headwater.errors import ConfigError
 
 _ORDERS = [*range(2, 33), 48, 64, 128]
 """Whole orders only: the series for fractional ones doesn't converge at small noise."""
+_LEAST_NOISE = 0.1
+"""Less is not looked for: the accountant becomes slow, and the noise no longer hides anything."""
 ACCOUNTANT = "dp-accounting, privacy loss distributions, Poisson-sampled Gaussian"
 
 
@@ -64,7 +66,15 @@ def noise_for(epsilon: float, *, sampling_rate: float, rounds: int, delta: float
     try:
         # Renyi accounting is fast and never too low; the tight accountant then needs only a few looks below it.
         enough = calibrate(lambda: RdpAccountant(_ORDERS), dp_accounting.LowerEndpointAndGuess(0.05, 2.0), 1e-2)
-        return calibrate(PLDAccountant, dp_accounting.ExplicitBracketInterval(0.6 * enough, enough), 1e-2)
+        low = 0.6 * enough
+        while (
+            low > _LEAST_NOISE
+            and epsilon_spent(noise_multiplier=low, sampling_rate=sampling_rate, rounds=rounds, delta=delta) <= epsilon
+        ):
+            enough, low = low, low / 2
+        if low <= _LEAST_NOISE:
+            return enough
+        return calibrate(PLDAccountant, dp_accounting.ExplicitBracketInterval(low, enough), 1e-2)
     except Exception as error:  # the library raises several kinds
         raise ConfigError(
             f"epsilon = {epsilon}: no amount of noise keeps {rounds} rounds at a sampling rate of {sampling_rate} "
