@@ -56,7 +56,8 @@ def lac_checkpoint() -> Checkpoint:
 
 def _rows_by_token(network: LacNetwork) -> dict[str, int]:
     """Return each usable token's row: its own if trained, else that of what LAC folds it to."""
-    number = {token: row for row, token in enumerate(network.vocabulary) if token and network.trained_V[row]}
+    trained_V = network.trained_V  # a pass over the whole embedding: once, not for each token
+    number = {token: row for row, token in enumerate(network.vocabulary) if token and trained_V[row]}
     found = {token: row for token, row in number.items() if token != UNKNOWN}
     for token in network.vocabulary:
         folded = fold(token)
