@@ -105,6 +105,7 @@ BAD = {
     "a missing option": (STAGE.replace("data", "test"), ["'data' is missing"]),
     "an option of the journey itself": (STAGE + 'out = "x"\n', ["'out' is decided by the journey"]),
     "a matrix without lists": (STAGE + "matrix = { seed = 1 }\n", ["a list of values"]),
+    "an option beside its matrix": (STAGE + "seed = 3\nmatrix = { seed = [1] }\n", ["seed = 3 would have no effect"]),
     "a matrix of a word": (STAGE + 'matrix = { cell = "gru" }\n', ["a list of values"]),
     "an empty matrix row": (STAGE + "matrix = { seed = [] }\n", ["a list of values"]),
     "a matrix that is no table": (STAGE + "matrix = 3\n", ["a list of values"]),

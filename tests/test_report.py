@@ -13,6 +13,7 @@ from headwater.errors import CheckpointError, DataError, OutputError
 from headwater.records import ClientRow, Confusion, Curve, Example, Parent, RoundRow
 from headwater.report import formatting as fmt
 from headwater.report import write_report
+from headwater.report.collect import ancestors
 from headwater.report.lineage import build_nodes
 from headwater.report.svg import fit_ticks, tag
 from headwater.report.transfer import transfer_facts
@@ -285,9 +286,18 @@ def test_lineage_collapses_a_matrix_and_shows_missing_parents():
     assert [(node.outside, node.depth) for node in alone] == [(True, 0), (False, 1)]
 
 
+def test_stages_of_one_name_in_two_journeys_keep_their_own_parents():
+    first = made.record("source", "pretrain", minute=1, identity="1" * 64)
+    second = made.record("source", "pretrain", minute=2, identity="2" * 64)
+    child = made.record(
+        "child", "transfer", minute=3, parents=[Parent(name="source", verb="pretrain", identity="1" * 64)]
+    )
+    assert ancestors(child, [first, second, child]) == [first]
+
+
 def test_lineage_survives_a_ring(tmp_path):
-    a = made.record("a", "pretrain", minute=1, parents=[Parent(name="b", verb="x", identity="1")])
-    b = made.record("b", "pretrain", minute=2, parents=[Parent(name="a", verb="x", identity="2")])
+    a = made.record("a", "pretrain", minute=1, parents=[made.parent("b", "x")])
+    b = made.record("b", "pretrain", minute=2, parents=[made.parent("a", "x")])
     assert "lineage" in page_of([a, b], tmp_path).ids
 
 

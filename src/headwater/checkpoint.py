@@ -53,8 +53,8 @@ class ModelConfig(Config):
     featurizer: TextOptions
     task: dict[str, Any]
     """The task's own settings; `name` says which task."""
-    compression: Literal["", "int8"] = ""
-    """How the weights are stored."""
+    compression: str = ""
+    """How the weights are stored: the compressor's name, empty for float32."""
 
     def make_task(self) -> Task:
         """Return the task with its settings."""
@@ -174,11 +174,16 @@ class Checkpoint:
         config = read_model_config(folder)
         featurizer = TextFeaturizer.load(folder, config.featurizer)
         tensors = _read_tensors(folder / MODEL_FILE)
-        _check_fit(folder, config, featurizer, tensors)
+        shapes = _check_fit(folder, config, featurizer, tensors)
         personal: dict[str, Weights] = {}
         if (folder / PERSONAL_FILE).exists():
             for key, value in _read_tensors(folder / PERSONAL_FILE).items():
                 client, _, name = key.partition(_SEPARATOR)
+                if tuple(value.shape) != shapes.get(name):
+                    raise CheckpointError(
+                        f"{folder}: {PERSONAL_FILE} has {tuple(value.shape)} for {name!r} of client {client!r} where "
+                        f"{CONFIG_FILE} says {shapes.get(name, 'none')}: copy the whole folder again"
+                    )
                 personal.setdefault(client, {})[name] = value
         return cls(config, featurizer, tensors, Lineage.load(folder / LINEAGE_FILE), personal, folder)
 
@@ -240,7 +245,10 @@ def _check_scales(folder: Path, config: ModelConfig, tensors: Mapping[str, Tenso
             )
 
 
-def _check_fit(folder: Path, config: ModelConfig, featurizer: TextFeaturizer, tensors: Mapping[str, Tensor]) -> None:
+def _check_fit(
+    folder: Path, config: ModelConfig, featurizer: TextFeaturizer, tensors: Mapping[str, Tensor]
+) -> dict[str, tuple[int, ...]]:
+    """Refuse parts that don't belong together; return the shape of each of the model's tensors."""
     if len(featurizer.vocabulary) != config.vocabulary_size:
         raise CheckpointError(
             f"{folder}: the vocabulary has {len(featurizer.vocabulary)} tokens but the model was built for "
@@ -256,3 +264,4 @@ def _check_fit(folder: Path, config: ModelConfig, featurizer: TextFeaturizer, te
                 f"{folder}: {MODEL_FILE} has {given.get(name, 'no')} for {name!r} where {CONFIG_FILE} says "
                 f"{wanted.get(name, 'none')}: they come from two different checkpoints; copy the whole folder again"
             )
+    return wanted

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from headwater.config import Config, RunOptions, read_toml
 from headwater.errors import ConfigError, HeadwaterError, did_you_mean
-from headwater.verbs import VERBS, Verb
+from headwater.verbs import STAGES, VERBS, Verb
 
 _INTERRUPTED = 130
 """What a shell expects of a program that was stopped by Ctrl-C."""
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"headwater: error: {' '.join(str(error).split())}")
         return 2
     except KeyboardInterrupt:
-        _say("headwater: interrupted; the same command with --resume continues")
+        resumable = given[:1] and given[0] in {*STAGES, "run", "demo"}
+        _say("headwater: interrupted" + ("; the same command with --resume continues" if resumable else ""))
         return _INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain again while closing it.

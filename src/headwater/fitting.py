@@ -45,6 +45,19 @@ class Splits:
     labels: tuple[str, ...]
     file_labels: Sequence[str]
 
+    def notes(self) -> list[str]:
+        """Return what a reader of the figures should know of the rows."""
+        notes = []
+        if not len(self.valid):
+            notes.append(
+                f"{len(self.train)} rows are too few to hold 50 of them out: the last epoch's model was kept, and the "
+                "options valid and patience had no effect."
+            )
+        known = set(self.train.texts)
+        if self.test_name == "test" and (seen := sum(text in known for text in self.test.texts)):
+            notes.append(f"{seen} of {len(self.test)} test rows stand among the training rows, word for word.")
+        return notes
+
     def uses(self) -> list[Any]:
         """Return the records of the files read."""
         parts = [self.train.use("train")]

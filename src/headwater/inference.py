@@ -6,7 +6,7 @@ Shapes: N rows, B batch, T time, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -100,12 +100,15 @@ def row_probabilities(checkpoint: Checkpoint, rows: Rows) -> np.ndarray:
     Raises:
         ConfigError: The model is no classifier.
     """
-    shared = checkpoint_predictor(checkpoint)
+    from headwater.weights import load_weights
+
+    model, weights = checkpoint.model(), checkpoint.weights()
+    shared = replace(checkpoint_predictor(checkpoint), run=torch_runner(model))
     own = {client: found for client, found in rows.by_client().items() if client in checkpoint.personal}
     probabilities_NK = np.empty((len(rows), len(shared.labels)), dtype=np.float32)
     rest = np.setdiff1d(np.arange(len(rows)), np.concatenate([*own.values(), np.empty(0, dtype=np.int64)]))
     probabilities_NK[rest] = shared.probabilities([rows.texts[i] for i in rest])
     for client, found in own.items():
-        texts = [rows.texts[i] for i in found]
-        probabilities_NK[found] = checkpoint_predictor(checkpoint, client).probabilities(texts)
+        load_weights(model, weights | checkpoint.personal[client])
+        probabilities_NK[found] = shared.probabilities([rows.texts[i] for i in found])
     return probabilities_NK

@@ -246,6 +246,11 @@ def _expand(stage: dict[str, Any], defaults: dict[str, Any], changes: dict[str, 
         raise ConfigError(
             f"{source}: matrix = {matrix}: give each option a list of values, such as {{ seed = [0, 1, 2] }}"
         )
+    for key in sorted(matrix.keys() & stage.keys()):
+        raise ConfigError(
+            f"{source}, stage {stage['name']!r}: {key} = {stage[key]!r} would have no effect, as the stage's matrix "
+            f"goes through {matrix[key]}: change the matrix instead"
+        )
     steps = []
     for values in itertools.product(*matrix.values()):
         chosen = dict(zip(matrix, values, strict=True))

@@ -62,7 +62,7 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     )
     torch.manual_seed(options.seed)
     model = config.build()
-    notes = _start_from_vectors(options, model, featurizer) if options.vectors else []
+    notes = splits.notes() + (_start_from_vectors(options, model, featurizer) if options.vectors else [])
     task = config.make_task()
     result = fit_task(model, task, featurizer, splits, options.only(TrainOptions), workspace, seed=options.seed)
     checkpoint = Checkpoint(config, featurizer, {}).with_model(model)

@@ -38,7 +38,7 @@ class Parent(Record):
 class DataUse(Record):
     """One file of rows that a stage read."""
 
-    role: Literal["train", "valid", "test", "source", "predict"]
+    role: Literal["train", "valid", "test", "source"]
     path: str
     sha256: str
     """Of the bytes of the file as it was read."""
@@ -86,8 +86,6 @@ class RoundRow(Record):
     """Bytes that a wire carries from the clients to the server."""
     metrics: Metrics
     """On the held-out rows, after the round."""
-    epsilon: float | None = None
-    """Privacy spent so far."""
 
 
 class Privacy(Record):
@@ -173,6 +171,8 @@ class StageRecord(Record):
     name: str
     """The folder's name."""
     verb: str
+    identity: str = ""
+    """Of the checkpoint that it made, as its children write it down; empty where it made none."""
     method: str = ""
     """The transfer method, the aggregator, the compression method or the export target."""
     config: dict[str, Any]

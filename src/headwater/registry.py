@@ -7,10 +7,13 @@ Nothing registers itself on import. Another package joins by an entry point in t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
+
+from pydantic import AfterValidator
 
 from headwater.errors import ConfigError, did_you_mean
 
@@ -26,12 +29,27 @@ def lookup(family: str, table: Mapping[str, str], name: str) -> Any:
     Raises:
         ConfigError: Neither the table nor an entry point knows the name.
     """
+    check_name(family, table, name)
     if name in table:
         module, _, attribute = table[name].partition(":")
         return getattr(import_module(module), attribute)
-    outside = entry_points(group=family)
-    if name in outside.names:
-        return outside[name].load()
-    known = [*table, *outside.names]
-    kind = family.rpartition(".")[2].replace("_", " ")
-    raise ConfigError(f"unknown name {name!r} among the {kind}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    return entry_points(group=family)[name].load()
+
+
+def check_name(family: str, table: Mapping[str, str], name: str) -> str:
+    """Return the name if the table or an entry point knows it; nothing is imported.
+
+    Raises:
+        ConfigError: Neither does.
+    """
+    known = [*table, *entry_points(group=family).names]
+    if name not in known:
+        kind = family.rpartition(".")[2].replace("_", " ")
+        close = did_you_mean(name, known)
+        raise ConfigError(f"unknown name {name!r} among the {kind}{close}; known: {', '.join(known)}")
+    return name
+
+
+def name_in(family: str, table: Mapping[str, str]) -> AfterValidator:
+    """Return the check of an option that names one of a family, for ``Annotated[str, ...]``."""
+    return AfterValidator(functools.partial(check_name, family, table))

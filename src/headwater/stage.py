@@ -126,6 +126,8 @@ def _tidied(partial: Path) -> Iterator[None]:
 
 
 def _publish(out: Path, partial: Path, record: StageRecord, outcome: Outcome) -> None:
+    if outcome.checkpoint:
+        record = record.model_copy(update={"identity": outcome.checkpoint.identity})
     record.save(partial)
     entry = LineageEntry(**{name: getattr(record, name) for name in LineageEntry.model_fields})
     if outcome.checkpoint:

@@ -26,11 +26,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         parameters[name].copy_(value)
 
 
-def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Weights:
-    """Return a - b for the names of a."""
-    return {name: value - b[name] for name, value in a.items()}
-
-
 def add_scaled(a: Mapping[str, Tensor], b: Mapping[str, Tensor], scale: float = 1.0) -> Weights:
     """Return a + scale * b; names that b lacks stay as they are."""
     return {name: torch.add(value, b[name], alpha=scale) if name in b else value for name, value in a.items()}

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from headwater.checkpoint import MODEL_FILE, Checkpoint
 from headwater.comparison import Comparison, MeasureOptions, measuring_rows
-from headwater.compression import compressor
+from headwater.compression import COMPRESSORS, compressor
 from headwater.config import RunOptions
 from headwater.errors import ConfigError
 from headwater.inference import row_probabilities
+from headwater.registry import name_in
 from headwater.stage import Outcome, run_stage
 
 
 class CompressOptions(MeasureOptions, RunOptions):
     """Options of `compress`."""
 
-    method: Literal["int8"] = "int8"
+    method: Annotated[str, name_in("headwater.compressors", COMPRESSORS)] = "int8"
     """`int8`: each row of a matrix as 8-bit numbers times a scale."""
     client: str | None = None
     """The column that names each row's client, where the checkpoint holds the clients' own models."""

@@ -24,7 +24,7 @@ from headwater.records import DataUse
 if TYPE_CHECKING:
     from headwater.data.batches import Examples
 
-Role = Literal["train", "valid", "test", "source", "predict"]
+Role = Literal["train", "valid", "test", "source"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -14,7 +14,7 @@ from headwater.checkpoint import SCALE_SUFFIX, Checkpoint
 from headwater.comparison import Comparison, MeasureOptions, measuring_rows
 from headwater.config import RunOptions
 from headwater.data.rows import Rows
-from headwater.deployment import export_target
+from headwater.deployment import EXPORT_TARGETS, export_target
 from headwater.deployment.artifact import ARTIFACT_FILE, Artifact, ArtifactRecord
 from headwater.deployment.base import Settings, Target
 from headwater.deployment.latency import measure
@@ -24,6 +24,7 @@ from headwater.explain.occlusion import examples
 from headwater.files import write_atomic
 from headwater.inference import Predictor, Runner, checkpoint_predictor
 from headwater.records import Latency, Verification
+from headwater.registry import name_in
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.weights import Weights
 
@@ -31,7 +32,7 @@ from headwater.weights import Weights
 class ExportOptions(MeasureOptions, RunOptions):
     """Options of `export`."""
 
-    target: Literal["onnx"] = "onnx"
+    target: Annotated[str, name_in("headwater.export_targets", EXPORT_TARGETS)] = "onnx"
     """`onnx`: an ONNX file that keeps to what all runtimes compute alike; run here by onnxruntime."""
     client: str | None = None
     """Export this client's own model, of a checkpoint that holds the clients' models."""

@@ -72,7 +72,7 @@ class TextFeaturizer:
         if not kept:
             raise DataError(
                 f"no token occurs {options.min_count} times in the {len(texts)} training texts: "
-                "lower --min-count or give more rows"
+                "give more rows, or pretrain with a lower --min-count"
             )
         return cls(options, [*SPECIAL, *kept[: options.vocabulary_size - len(SPECIAL)]], tokenizer)
 

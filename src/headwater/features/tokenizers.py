@@ -11,12 +11,10 @@ import re
 import tempfile
 import unicodedata
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 from headwater.errors import CheckpointError, MissingDependency
-from headwater.registry import lookup
-
-TokenizerName = Literal["word", "char", "bpe", "jieba"]
+from headwater.registry import lookup, name_in
 
 TOKENIZERS = {
     "word": "headwater.features.tokenizers:WordTokenizer",
@@ -24,6 +22,7 @@ TOKENIZERS = {
     "bpe": "headwater.features.tokenizers:BpeTokenizer",
     "jieba": "headwater.features.tokenizers:JiebaTokenizer",
 }
+TokenizerName = Annotated[str, name_in("headwater.tokenizers", TOKENIZERS)]
 
 _WORD = re.compile(
     r"[\u3400-\u9fff\uf900-\ufaff]"  # a Chinese character stands alone

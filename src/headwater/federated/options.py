@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from headwater.config import Fraction, RunOptions
+from headwater.federated import AGGREGATORS
 from headwater.federated.population import PopulationOptions
+from headwater.registry import name_in
 
 
 class FederateOptions(PopulationOptions, RunOptions):
@@ -15,7 +17,7 @@ class FederateOptions(PopulationOptions, RunOptions):
 
     rounds: Annotated[int, Field(ge=1)] = 60
     """Rounds at most."""
-    aggregator: str = "weighted"
+    aggregator: Annotated[str, name_in("headwater.aggregators", AGGREGATORS)] = "weighted"
     """`mean` (every client alike), `weighted` (by rows: FedAvg) or `median` (of each number)."""
     participation: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """Share of the clients that take part in a round; at least two do, if there are two."""

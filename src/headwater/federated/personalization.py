@@ -75,6 +75,8 @@ def _work(checkpoint: Checkpoint, options: PersonalizeOptions, workspace: Worksp
             f"{options.data}: the model doesn't know the label {strange!r}; it knows {', '.join(checkpoint.labels)}: "
             "federate or transfer it to rows of that label first"
         )
+    if population.test_name == "test":  # then nothing is chosen by the held-out rows: they are the clients' to use
+        population = replace(population, train=population.everything())
     train, test = _pooled(checkpoint, population.train), _pooled(checkpoint, population.test)
     weights = checkpoint.weights()
     shared = Head(weights[HEAD[0]].double(), weights[HEAD[1]].double())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -16,7 +16,7 @@ from headwater.errors import ConfigError, DataError
 from headwater.features.text import TextFeaturizer
 from headwater.federated import PARTITIONERS
 from headwater.federated.partition import deal
-from headwater.registry import lookup
+from headwater.registry import lookup, name_in
 
 
 class PopulationOptions(DataOptions):
@@ -24,7 +24,7 @@ class PopulationOptions(DataOptions):
 
     client: str | None = None
     """The column that names each row's client; without it, clients are made by `--partition`."""
-    partition: Literal["iid", "dirichlet"] = "dirichlet"
+    partition: Annotated[str, name_in("headwater.partitioners", PARTITIONERS)] = "dirichlet"
     """How rows without a client column are dealt: `iid`, or unevenly over the labels (`dirichlet`)."""
     clients: Annotated[int, Field(ge=2)] = 20
     """How many clients to make where there is no client column."""
@@ -49,6 +49,16 @@ class Population:
     test: Rows
     test_name: str
     labels: tuple[str, ...]
+
+    def everything(self) -> Rows:
+        """Return the training and the held-out rows together."""
+        first, second = self.train, self.valid
+        return replace(
+            first,
+            texts=[*first.texts, *second.texts],
+            labels=[*first.labels, *second.labels],
+            clients=[*first.clients, *second.clients],
+        )
 
     def examples(self, featurizer: TextFeaturizer) -> dict[str, Examples]:
         """Return each client's training rows as numbers."""

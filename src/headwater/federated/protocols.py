@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from headwater.data.batches import Examples
 from headwater.weights import Weights
@@ -117,7 +117,3 @@ class FederatedAlgorithm:
     aggregator: Aggregator
     server_optimizer: ServerOptimizer
     sampler: Sampler
-
-    def describe(self) -> dict[str, Any]:
-        """Return the pieces by name."""
-        return {name: type(getattr(self, name)).__name__ for name in ("client_update", "aggregator", "sampler")}

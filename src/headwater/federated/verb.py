@@ -48,7 +48,6 @@ def federate(checkpoint: Checkpoint, options: FederateOptions) -> Checkpoint:
     Raises:
         HeadwaterError: The data, the options or the output folder can't be used, or a client failed.
     """
-    lookup("headwater.aggregators", AGGREGATORS, options.aggregator)
     run_stage("federate", options, lambda workspace: _Federation(checkpoint, options, workspace).run(), checkpoint)
     return Checkpoint.load(options.out)
 

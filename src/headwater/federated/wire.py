@@ -50,11 +50,16 @@ def unpack_update(message: bytes, *, client: str, instruction: Instruction) -> U
         ) from error
     given = {name: (value.dtype, value.shape) for name, value in delta.items()}
     wanted = {name: (value.dtype, value.shape) for name, value in instruction.weights.items()}
-    finite = all(bool(value.isfinite().all()) for value in delta.values())
-    sane = 0 <= update.rows <= MOST_ROWS and finite
-    if update.client != client or given != wanted or not sane:
+    if update.client != client or given != wanted or not 0 <= update.rows <= MOST_ROWS:
         raise FederationError(
-            "not finite numbers of the shared weights' names, types and shapes, under the client's own name",
+            "not an update of the shared weights' names, types and shapes, under the client's own name",
+            client=client,
+            round_number=instruction.round,
+            stage="receive",
+        )
+    if not all(bool(value.isfinite().all()) for value in delta.values()):
+        raise FederationError(
+            "its training diverged, its update isn't finite: lower --client-lr",
             client=client,
             round_number=instruction.round,
             stage="receive",

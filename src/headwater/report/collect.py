@@ -74,20 +74,15 @@ def same_test(first: StageRecord, second: StageRecord) -> bool:
 
 def ancestors(record: StageRecord, records: Sequence[StageRecord]) -> list[StageRecord]:
     """Return the stages that this one came from, nearest first."""
-    by_name = {candidate.name: candidate for candidate in records}
+    by_identity = {candidate.identity: candidate for candidate in records if candidate.identity}
     found: list[StageRecord] = []
-    waiting = [parent.name for parent in record.parents]
+    waiting = [parent.identity for parent in record.parents]
     while waiting:
-        ancestor = by_name.get(waiting.pop(0))
+        ancestor = by_identity.get(waiting.pop(0))
         if ancestor is not None and ancestor is not record and ancestor not in found:
             found.append(ancestor)
-            waiting.extend(parent.name for parent in ancestor.parents)
+            waiting.extend(parent.identity for parent in ancestor.parents)
     return found
-
-
-def identity_of(record: StageRecord, records: Iterable[StageRecord]) -> str:
-    """Return the stage's identity as the stages that came from it wrote it down, or an empty string."""
-    return next((parent.identity for other in records for parent in other.parents if parent.name == record.name), "")
 
 
 def distinct_labels(records: Sequence[StageRecord]) -> list[str]:

@@ -26,7 +26,9 @@ class Node:
     lines: list[str]
     tip: str
     members: list[str]
+    """A key of each stage: names may stand twice under one folder."""
     parents: set[str] = field(default_factory=set)
+    """Their identities."""
     outside: bool = False
     depth: int = 0
 
@@ -40,14 +42,15 @@ def draw_lineage(records: Sequence[StageRecord]) -> tuple[Markup, Markup]:
 def build_nodes(records: Sequence[StageRecord]) -> list[Node]:
     """Return the nodes in order of depth, then of time."""
     nodes = [node_of(group) for group in grouped(records)]
-    known = {record.name for record in records}
+    known = {record.identity for record in records}
     outside: dict[str, Node] = {}
     for record in records:
         for parent in record.parents:
-            if parent.name not in known and parent.name not in outside:
+            if parent.identity not in known and parent.identity not in outside:
                 lines = [fmt.fit(parent.name, NAME_COLUMNS), ELSEWHERE]
                 tip = f"{parent.name}, identity {parent.identity[:12]}: its record is {ELSEWHERE}"
-                outside[parent.name] = Node(fmt.verb_label(parent.verb), lines, tip, [parent.name], outside=True)
+                node = Node(fmt.verb_label(parent.verb), lines, tip, [parent.identity], outside=True)
+                outside[parent.identity] = node
     nodes = [*outside.values(), *nodes]
     set_depths(nodes)
     return sorted(nodes, key=lambda node: node.depth)
@@ -58,11 +61,16 @@ def grouped(records: Sequence[StageRecord]) -> list[list[StageRecord]]:
     groups: dict[object, list[StageRecord]] = {}
     for record in records:
         use = trained_on(record)
-        parents = () if record.verb == "transfer" else tuple(sorted(parent.name for parent in record.parents))
+        parents = () if record.verb == "transfer" else tuple(sorted(parent.identity for parent in record.parents))
         key: object = (record.verb, use.path if use else "", parents)
         chained = any(earlier in ancestors(record, records) for earlier in groups.get(key, []))
-        groups.setdefault(record.name if chained else key, []).append(record)
+        groups.setdefault(key_of(record) if chained else key, []).append(record)
     return list(groups.values())
+
+
+def key_of(record: StageRecord) -> str:
+    """Return what tells the stage from all others: its product's identity, or when it began."""
+    return record.identity or f"{record.started} {record.name}"
 
 
 def node_of(group: Sequence[StageRecord]) -> Node:
@@ -77,10 +85,11 @@ def node_of(group: Sequence[StageRecord]) -> Node:
     else:
         name, span = first.name, fmt.percent(found[0]) if found else total_size(first)
     title = fmt.verb_label(first.verb) + (f" {fmt.TIMES} {len(group)}" if many else "")
-    members = [record.name for record in group]
-    shown = ", ".join(members[:6]) + (f" and {len(members) - 6} more" if len(members) > 6 else "")
+    names = [record.name for record in group]
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     tip = f"{title}: {shown}" + (f"; accuracy {span}" if found else "")
-    parents = {parent.name for record in group for parent in record.parents} - set(members)
+    members = [key_of(record) for record in group]
+    parents = {parent.identity for record in group for parent in record.parents} - set(members)
     return Node(title, [fmt.fit(name, NAME_COLUMNS), span], tip, members, parents)
 
 
@@ -94,7 +103,7 @@ def set_depths(nodes: Sequence[Node]) -> None:
     by_member = {member: node for node in nodes for member in node.members}
     for _ in nodes:
         for node in nodes:
-            above = [by_member[name].depth for name in node.parents if by_member[name] is not node]
+            above = [by_member[key].depth for key in node.parents if by_member[key] is not node]
             node.depth = min(max(above, default=-1) + 1, len(nodes) - 1)
 
 

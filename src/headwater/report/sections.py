@@ -9,7 +9,7 @@ from typing import Any
 from headwater.records import Curve, DataUse, Example, StageRecord
 from headwater.report import formatting as fmt
 from headwater.report.charts import Series, heat_map, line_chart
-from headwater.report.collect import identity_of, plain, with_verb
+from headwater.report.collect import plain, with_verb
 from headwater.report.device import device_facts
 from headwater.report.federation import federated_facts, personal_facts, privacy_facts
 from headwater.report.lineage import draw_lineage
@@ -150,7 +150,7 @@ def appendix_facts(records: Sequence[StageRecord]) -> Facts | None:
     for record in records:
         facts = {
             "record": record,
-            "identity": identity_of(record, records),
+            "identity": record.identity,
             "config": [(key, plain(value)) for key, value in sorted(record.config.items())],
             "model": [(key, plain(value)) for key, value in sorted(record.model.items())],
             "versions": sorted(record.versions.items()),

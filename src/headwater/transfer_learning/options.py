@@ -8,7 +8,9 @@ from pydantic import Field
 
 from headwater.config import DataOptions, RunOptions
 from headwater.features.tokenizers import TokenizerName
+from headwater.registry import name_in
 from headwater.trainer import TrainOptions
+from headwater.transfer_learning import METHODS
 
 Freeze = Literal["none", "embedding", "encoder"]
 
@@ -16,7 +18,7 @@ Freeze = Literal["none", "embedding", "encoder"]
 class TransferOptions(TrainOptions, DataOptions, RunOptions):
     """Options of `transfer`."""
 
-    method: str = "finetune"
+    method: Annotated[str, name_in("headwater.transfer_methods", METHODS)] = "finetune"
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers)
     or `multitask` (learn the source's task beside the target's)."""

@@ -24,7 +24,6 @@ def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
     Raises:
         HeadwaterError: The data, the options or the output folder can't be used.
     """
-    lookup("headwater.transfer_methods", METHODS, options.method)
     run_stage("transfer", options, lambda workspace: _work(source, options, workspace), source)
     return Checkpoint.load(options.out)
 
@@ -39,6 +38,7 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
     facts: dict[str, Any] = classifier_facts(checkpoint, splits, workspace.device)
     facts["metrics"] = facts.get("metrics", {}) | before
     facts |= {"method": options.method, "data": [*splits.uses(), *job.source_uses], "coverage": job.coverage}
+    facts["notes"] = [*splits.notes(), *facts.get("notes", [])]
     if result:
         facts |= {"curves": result.curves, "stopped": result.stopped}
     return Outcome(checkpoint, facts, (source,))
