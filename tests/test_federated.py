@@ -33,8 +33,8 @@ from headwater.federated.verb import _Federation, federate
 from headwater.federated.wire import pack_instruction, pack_update, unpack_instruction, unpack_update
 from headwater.metrics import ClassificationCounts
 from headwater.model import DropoutOptions
-from headwater.privacy.accounting import epsilon_spent, noise_for
-from headwater.records import StageRecord
+from headwater.privacy.accounting import epsilon_by_round, epsilon_spent, noise_for
+from headwater.records import Privacy, StageRecord
 from headwater.registry import lookup
 from headwater.tasks.classification import class_probabilities
 from headwater.weights import add_scaled, l2_norm, load_weights, weights_of
@@ -623,6 +623,20 @@ def test_the_calibrated_noise_keeps_within_epsilon_and_hardly_below():
     assert epsilon_spent(noise_multiplier=0.95 * noise, **settings) > 1
 
 
+def test_epsilon_grows_round_by_round_up_to_what_is_promised():
+    noise, rate, rounds, delta = 2.0, 0.1, 40, 1e-4
+    spent = epsilon_spent(noise_multiplier=noise, sampling_rate=rate, rounds=rounds, delta=delta)
+    privacy = Privacy(
+        epsilon=spent, delta=delta, noise_multiplier=noise, clip=1.0, sampling_rate=rate, rounds=rounds,
+        population=100, accountant="",
+    )  # fmt: skip
+    course = epsilon_by_round(privacy, most=4)
+    assert list(course) == [10, 20, 30, 40]
+    assert list(course.values()) == sorted(course.values())
+    assert spent - 1e-9 <= course[40] < 1.01 * spent
+    assert list(epsilon_by_round(privacy.model_copy(update={"rounds": 3}))) == [1, 2, 3]
+
+
 def test_an_epsilon_that_no_noise_keeps_is_refused():
     with pytest.raises(ConfigError, match="raise --epsilon"):
         noise_for(1e-9, sampling_rate=0.9, rounds=1000, delta=1e-9)
@@ -699,7 +713,10 @@ def test_a_federation_that_is_killed_after_a_round_and_resumed_has_the_same_bits
 def test_a_private_federation_says_what_it_spent(data, source, tmp_path):
     given = PRIVATE_RUN | {"epsilon": 1.0, "rounds": 2}
     made = federate(source, fed_options(data, tmp_path / "f", **given))
-    privacy = StageRecord.load(tmp_path / "f").privacy
+    record = StageRecord.load(tmp_path / "f")
+    privacy = record.privacy
+    first, last = (row.epsilon for row in record.rounds)
+    assert 0 < first < last == pytest.approx(privacy.epsilon, rel=1e-2)
     assert 0.93 < privacy.epsilon <= 1 + 1e-6
     assert (privacy.rounds, privacy.population, privacy.delta, privacy.sampling_rate) == (2, 6, 0.01, 0.5)
     again = epsilon_spent(noise_multiplier=privacy.noise_multiplier, sampling_rate=0.5, rounds=2, delta=0.01)

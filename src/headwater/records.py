@@ -86,6 +86,8 @@ class RoundRow(Record):
     """Bytes that a wire carries from the clients to the server."""
     metrics: Metrics
     """On the held-out rows, after the round."""
+    epsilon: float | None = None
+    """Privacy spent so far, never too low; of a long private federation known for some of the rounds only."""
 
 
 class Privacy(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +25,8 @@ from headwater.federated.protocols import FederatedAlgorithm
 from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
-from headwater.privacy.accounting import ACCOUNTANT, epsilon_spent, noise_for
-from headwater.records import ClientRow, Curve, Metrics, Privacy
+from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
+from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
 from headwater.registry import lookup
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks.classification import Classification, class_probabilities
@@ -107,7 +108,7 @@ class _Federation:
         facts["metrics"] |= {"before": before.figures()}
         facts |= {
             "method": "private mean" if privacy else self.options.aggregator,
-            "rounds": state.records,
+            "rounds": _with_epsilon(state.records, privacy) if privacy else state.records,
             "curves": _curves(state),
             "stopped": why,
             "privacy": privacy,
@@ -136,6 +137,7 @@ class _Federation:
         clients = len(self.examples)
         delta = options.delta or clients**-1.1
         rate = min(options.participation, 0.999)
+        self.workspace.progress.note(f"finding the noise that keeps within epsilon {options.epsilon:g} ...")
         noise = noise_for(options.epsilon, sampling_rate=rate, rounds=options.rounds, delta=delta)
         expected = rate * clients
         privacy = Privacy(
@@ -264,6 +266,11 @@ def shared_weights(weights: Weights, freeze: str) -> Weights:
     """Return the weights that clients train and send."""
     frozen = {"none": (), "embedding": ("encoder.embedding.",), "encoder": ("encoder.",)}[freeze]
     return {name: value for name, value in weights.items() if not name.startswith(frozen)}
+
+
+def _with_epsilon(records: Sequence[RoundRow], privacy: Privacy) -> list[RoundRow]:
+    spent = epsilon_by_round(privacy)
+    return [record.model_copy(update={"epsilon": spent.get(record.round)}) for record in records]
 
 
 def _curves(state: FederationState) -> list[Curve]:
