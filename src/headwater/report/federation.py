@@ -115,7 +115,17 @@ def privacy_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
     private = [record for record in records if record.privacy]
     if not private:
         return None
-    return {"lines": [{"name": record.name, "privacy": record.privacy} for record in private]}
+    labels = [record.name for record in private]
+    series = [
+        Series(
+            label,
+            [row.round for row in record.rounds if row.epsilon is not None],
+            [row.epsilon for row in record.rounds if row.epsilon is not None],
+        )
+        for label, record in zip(labels, private, strict=True)
+    ]
+    chart = line_chart(series, title="Privacy spent, ε", x_label="round")
+    return {"lines": [{"name": record.name, "privacy": record.privacy} for record in private], "chart": chart}
 
 
 def personal_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
