@@ -193,6 +193,22 @@ def test_a_refused_input_does_not_cost_an_interrupted_run(data, tmp_path, monkey
     pretrain(options(tmp_path, tmp_path / "m", resume=True))
 
 
+def test_the_time_of_a_resumed_run_is_that_of_all_attempts(data, tmp_path, monkeypatch):
+    interrupted(data, tmp_path / "m", monkeypatch)
+    for attempt in (1, 2):  # as if each had worked for an hour until it saved its last state
+        began = tmp_path / "m.partial" / ".run.json"
+        os.utime(began, (0, began.stat().st_mtime - 3600))
+        if attempt == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(_Run, "restore", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+                with pytest.raises(KeyboardInterrupt):
+                    pretrain(options(data, tmp_path / "m", resume=True))
+            state = tmp_path / "m.partial" / ".state.safetensors"
+            os.utime(state)
+    pretrain(options(data, tmp_path / "m", resume=True))
+    assert 7200 < StageRecord.load(tmp_path / "m").wall_seconds < 7300
+
+
 def test_a_run_is_resumed_only_from_the_same_checkpoint(data, source, tmp_path, monkeypatch):
     given = {"data": str(data / "three.csv"), "out": tmp_path / "t", "epochs": 2, "valid": 0.3, "quiet": True}
     other = replace(source, tensors={name: value * 2 for name, value in source.tensors.items()})
@@ -287,7 +303,8 @@ def test_an_interrupted_run_does_not_go_on_with_other_rows(data, tmp_path):
     rows = tmp_path / "rows.csv"
     rows.write_bytes((data / "train.csv").read_bytes())
     asked = PretrainOptions(**TINY | {"data": str(rows), "out": tmp_path / "m"})
-    partial = stage._open_partial(asked, stage._contents(asked))
+    partial, _ = stage._open_partial(asked, stage._contents(asked))
+    stage._open_partial(asked.model_copy(update={"resume": True}), {})  # an attempt while the rows were away
     rows.write_bytes(rows.read_bytes() + b"superb,good,c1\n")
     with pytest.raises(ConfigError, match="the content of data"):
         stage._open_partial(asked.model_copy(update={"resume": True}), stage._contents(asked))

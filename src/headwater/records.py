@@ -185,6 +185,7 @@ class StageRecord(Record):
     started: str
     """UTC, ISO 8601."""
     wall_seconds: float
+    """Of all attempts, where the run was interrupted and resumed; work that was lost with an attempt is not counted."""
     versions: dict[str, str]
     device: str = "cpu"
     threads: int = 1

@@ -88,7 +88,7 @@ def run_stage(
     if done := _finished(options, asked):
         return done
     device = set_device(options)
-    partial = _open_partial(options, asked | _contents(options))
+    partial, spent = _open_partial(options, asked | _contents(options))
     started, clock = datetime.now(UTC), time.perf_counter()
     with Progress(f"{verb} {options.out.name}", quiet=options.quiet) as progress, _tidied(partial):
         outcome = work(Workspace(partial, device, progress))
@@ -99,7 +99,7 @@ def run_stage(
             "seed": options.seed,
             "parents": [parent_of(checkpoint) for checkpoint in outcome.parents],
             "started": started.isoformat(timespec="seconds"),
-            "wall_seconds": time.perf_counter() - clock,
+            "wall_seconds": spent + time.perf_counter() - clock,
             "versions": versions(),
             "device": device.type,
             "threads": torch.get_num_threads(),
@@ -177,7 +177,8 @@ def _contents(options: RunOptions) -> dict[str, str]:
     return {f"the content of {name}": sha256_file(path) for name, path in paths.items() if path.is_file()}
 
 
-def _open_partial(options: RunOptions, asked: dict[str, Any]) -> Path:
+def _open_partial(options: RunOptions, asked: dict[str, Any]) -> tuple[Path, float]:
+    """Return the folder to work in, and the seconds that earlier attempts have spent on what is taken up from it."""
     partial = options.out.with_name(options.out.name + ".partial")
     run_file = partial / _RUN_FILE
     if partial.exists() and not run_file.exists():
@@ -190,7 +191,9 @@ def _open_partial(options: RunOptions, asked: dict[str, Any]) -> Path:
             stored = json.loads(run_file.read_text())
             # A file of rows that is missing now has no checksum; reading it will say so.
             _same({key: value for key, value in stored.items() if key in asked}, asked, partial)
-            return partial
+            spent = stored.get("spent", 0.0) + _worked(partial)
+            write_atomic(run_file, json.dumps(stored | {"spent": spent}))
+            return partial, spent
         if any(path.name.endswith(_STATE_FILE) for path in partial.iterdir()):
             raise OutputError(
                 f"{partial} holds an interrupted run: add --resume to continue it, or delete it to start again"
@@ -199,7 +202,13 @@ def _open_partial(options: RunOptions, asked: dict[str, Any]) -> Path:
     with output_errors(partial):
         partial.mkdir(parents=True)
         write_atomic(run_file, json.dumps(asked))
-    return partial
+    return partial, 0.0
+
+
+def _worked(partial: Path) -> float:
+    """Return the seconds from the beginning of the last attempt to the last file that it saved."""
+    began = (partial / _RUN_FILE).stat().st_mtime
+    return max(path.stat().st_mtime for path in partial.iterdir()) - began
 
 
 def _same(stored: dict[str, Any], asked: dict[str, Any], where: Path) -> None:
