@@ -27,6 +27,10 @@ class MeasureOptions(Config):
     label: str = "label"
     """The column that holds the label."""
 
+    def unread(self) -> dict[str, str]:
+        """Without rows nothing is measured."""
+        return dict.fromkeys(("text", "label"), "with --data") if self.data is None else {}
+
 
 def measuring_rows(options: MeasureOptions, labels: tuple[str, ...], client: str | None = None) -> Rows | None:
     """Read the rows to measure on; None where none are asked.

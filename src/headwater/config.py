@@ -32,6 +32,18 @@ class Config(BaseModel):
         """Return one of the option groups that this config is put together from."""
         return group(**{name: getattr(self, name) for name in group.model_fields})
 
+    def unread(self) -> dict[str, str]:
+        """Return the options that the others leave without effect, and when they have one: ``"with --epsilon"``."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each option that was given though it has no effect."""
+        return [
+            f"--{name.replace('_', '-')} was ignored: it has an effect {when} only."
+            for name, when in self.unread().items()
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
+
     @classmethod
     def parse(cls, options: Mapping[str, Any], *, source: str = "options") -> Self:
         """Build the config from plain values.

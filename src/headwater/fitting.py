@@ -11,7 +11,7 @@ import torch
 from headwater.baselines import baselines
 from headwater.checkpoint import Checkpoint
 from headwater.config import DataOptions
-from headwater.data.rows import Rows, choose, hold_out, label_set, read_rows
+from headwater.data.rows import TOO_FEW, Rows, choose, hold_out, label_set, read_rows, row_notes
 from headwater.errors import DataError
 from headwater.evaluation import Evaluation
 from headwater.features.text import TextFeaturizer
@@ -45,25 +45,21 @@ class Splits:
     labels: tuple[str, ...]
     file_labels: Sequence[str]
 
-    def notes(self) -> list[str]:
-        """Return what a reader of the figures should know of the rows."""
-        notes = []
-        if not len(self.valid):
-            notes.append(
-                f"{len(self.train)} rows are too few to hold 50 of them out: the last epoch's model was kept, and the "
-                "options valid and patience had no effect."
-            )
-        known = set(self.train.texts)
-        if self.test_name == "test" and (seen := sum(text in known for text in self.test.texts)):
-            notes.append(f"{seen} of {len(self.test)} test rows stand among the training rows, word for word.")
-        return notes
-
     def uses(self) -> list[Any]:
         """Return the records of the files read."""
         parts = [self.train.use("train")]
         if len(self.valid):
             parts.append(self.valid.use("valid"))
         return [*parts, self.test.use("test")] if self.test_name == "test" else parts
+
+    def notes(self, featurizer: TextFeaturizer, *, fitted: bool) -> list[str]:
+        """Return what a reader of the figures should know; `fitted`: in epochs, of which the rows held out choose."""
+        notes = row_notes(featurizer, self.train, self.test)
+        if fitted and not len(self.valid):
+            notes.append(f"{TOO_FEW}: --valid and --patience were ignored, the model is that of the last epoch.")
+        if not len(self.test):
+            notes.append("Without them and without --test, the model was not measured.")
+        return notes
 
 
 def read_splits(options: DataOptions, seed: int, *, labelled: bool = True) -> Splits:
@@ -136,7 +132,7 @@ def fit_task(
 def classifier_facts(checkpoint: Checkpoint, splits: Splits, device: torch.device) -> dict[str, Any]:
     """Return the record fields of a classifier: figures, confusion, baselines on the same rows."""
     if not len(splits.test):
-        return {"notes": ["Too few rows to hold any out and no --test was given: the model was not measured."]}
+        return {}
     examples = splits.test.encode(checkpoint.featurizer, checkpoint.labels)
     model = checkpoint.model().to(device)
     evaluation = Evaluation.of(splits.test, checkpoint.labels, class_probabilities(model, examples))

@@ -29,6 +29,13 @@ class PretrainOptions(TrainOptions, DropoutOptions, EncoderOptions, TextOptions,
     vectors: Path | None = None
     """Word vectors to start the embedding from (GloVe, word2vec or fastText text format, plain or .gz)."""
 
+    def unread(self) -> dict[str, str]:
+        """A language model has no labels and pools nothing; a single layer has nothing between layers."""
+        unread = {"hidden_dropout": "with --layers 2 or more"} if self.layers == 1 else {}
+        if self.task == "language_modeling":
+            unread |= dict.fromkeys(("label", "pooling"), "with --task classification")
+        return unread
+
 
 def pretrain(options: PretrainOptions) -> Checkpoint:
     """Train a model on a source task.
@@ -62,14 +69,14 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     )
     torch.manual_seed(options.seed)
     model = config.build()
-    notes = splits.notes() + (_start_from_vectors(options, model, featurizer) if options.vectors else [])
+    notes = _start_from_vectors(options, model, featurizer) if options.vectors else []
     task = config.make_task()
     result = fit_task(model, task, featurizer, splits, options.only(TrainOptions), workspace, seed=options.seed)
     checkpoint = Checkpoint(config, featurizer, {}).with_model(model)
+    notes += splits.notes(featurizer, fitted=True)
     facts: dict[str, Any] = {"curves": result.curves, "stopped": result.stopped, "data": splits.uses(), "notes": notes}
     if labelled:
-        measured = classifier_facts(checkpoint, splits, workspace.device)
-        facts |= measured | {"notes": notes + measured.get("notes", [])}
+        facts |= classifier_facts(checkpoint, splits, workspace.device)
     else:
         test = splits.test.encode(featurizer, ())
         facts["metrics"] = {splits.test_name: task.count(model, test, 64).figures()}

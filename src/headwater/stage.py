@@ -91,6 +91,9 @@ def run_stage(
     partial, spent = _open_partial(options, asked | _contents(options))
     started, clock = datetime.now(UTC), time.perf_counter()
     with Progress(f"{verb} {options.out.name}", quiet=options.quiet) as progress, _tidied(partial):
+        notes = options.notes()
+        for note in notes:
+            progress.note(note)
         outcome = work(Workspace(partial, device, progress))
         facts: dict[str, Any] = {
             "name": options.out.name,
@@ -108,7 +111,8 @@ def run_stage(
             facts["sizes"] = outcome.checkpoint.sizes()
         if made := outcome.checkpoint or outcome.artifact_of:
             facts["model"] = summary(made)
-        record = StageRecord(**(facts | outcome.facts))
+        notes += outcome.facts.get("notes", [])
+        record = StageRecord(**(facts | outcome.facts | {"notes": notes}))
         _publish(options.out, partial, record, outcome)
     return record
 

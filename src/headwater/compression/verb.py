@@ -23,6 +23,10 @@ class CompressOptions(MeasureOptions, RunOptions):
     client: str | None = None
     """The column that names each row's client, where the checkpoint holds the clients' own models."""
 
+    def unread(self) -> dict[str, str]:
+        """Without rows nothing is measured."""
+        return super().unread() | ({"client": "with --data"} if self.data is None else {})
+
 
 def compress(checkpoint: Checkpoint, options: CompressOptions) -> Checkpoint:
     """Make a checkpoint smaller; the clients' own weights stay in float32.

@@ -24,6 +24,10 @@ from headwater.records import DataUse
 if TYPE_CHECKING:
     from headwater.data.batches import Examples
 
+LEAST_HELD_OUT = 50
+"""Fewer held-out rows would choose an epoch or a round by chance."""
+TOO_FEW = f"Too few rows to hold {LEAST_HELD_OUT} of them out"
+
 Role = Literal["train", "valid", "test", "source"]
 
 
@@ -165,12 +169,12 @@ def choose(rows: Rows, count: int, seed: int) -> Rows:
     return rows.take(sorted(taken))
 
 
-def hold_out(rows: Rows, share: float, seed: int, *, least: int = 50) -> tuple[Rows, Rows]:
+def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     """Split rows into those to learn from and those held out, keeping the labels' shares.
 
-    Fewer than `least` held-out rows would choose an epoch by chance: then none are held out.
+    None are held out where that would be fewer than `LEAST_HELD_OUT`.
     """
-    if len(rows) * share < least:
+    if len(rows) * share < LEAST_HELD_OUT:
         return rows, rows.take([])
     rng = np.random.default_rng([seed, 0x0E1D])
     held: list[int] = []
@@ -180,6 +184,21 @@ def hold_out(rows: Rows, share: float, seed: int, *, least: int = 50) -> tuple[R
         held += [int(i) for i in rng.permutation(members)[: round(len(members) * share)]]
     chosen = set(held)
     return rows.take([i for i in range(len(rows)) if i not in chosen]), rows.take(sorted(chosen))
+
+
+def row_notes(featurizer: TextFeaturizer, train: Rows, test: Rows) -> list[str]:
+    """Return what a reader of the figures should know of the rows: how many were cut, and which are no news."""
+    notes = []
+    if cut := sum(map(featurizer.is_cut, train.texts)):
+        most = featurizer.options.max_length
+        share = f"{cut:,} of {len(train):,} training rows ({cut / len(train):.1%})"
+        notes.append(f"{share} are longer than {most} tokens: the rest of each was cut off.")
+    known = set(train.texts)
+    if repeated := sum(text in known for text in test.texts):
+        notes.append(
+            f"{repeated:,} of {len(test):,} rows to measure on have a text that stands among the training rows."
+        )
+    return notes
 
 
 def _natural(value: str) -> tuple[int, float, str]:

@@ -78,8 +78,11 @@ class TextFeaturizer:
 
     def tokens(self, text: str) -> list[str]:
         """Return the tokens of a text, at most `max_length`; one unknown token where the text has none."""
-        found = self._split(text.lower() if self.options.lowercase else text)
-        return found[: self.options.max_length] or [SPECIAL[UNKNOWN]]
+        return self._pieces(text)[: self.options.max_length] or [SPECIAL[UNKNOWN]]
+
+    def is_cut(self, text: str) -> bool:
+        """Return whether a text has more than `max_length` tokens, so that the rest of it is never read."""
+        return len(self._pieces(text)) > self.options.max_length
 
     def encode(self, text: str) -> list[int]:
         """Return the numbers of a text's tokens: at least one, at most `max_length`."""
@@ -95,6 +98,9 @@ class TextFeaturizer:
         if state := self.tokenizer.state():
             content[TOKENIZER_FILE] = state
         return content
+
+    def _pieces(self, text: str) -> list[str]:
+        return self._split(text.lower() if self.options.lowercase else text)
 
     @classmethod
     def load(cls, folder: Path, options: TextOptions) -> TextFeaturizer:

@@ -51,6 +51,11 @@ class FederateOptions(PopulationOptions, RunOptions):
     controls: bool = True
     """Train the two controls too: each client alone, and all rows in one place."""
 
+    def unread(self) -> dict[str, str]:
+        """Without privacy nothing is clipped for it."""
+        without = {} if self.epsilon else dict.fromkeys(("delta", "update_clip"), "with --epsilon")
+        return super().unread() | without
+
     @model_validator(mode="after")
     def _private_runs_average(self) -> FederateOptions:
         if self.epsilon and self.aggregator != "mean":

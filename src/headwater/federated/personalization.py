@@ -101,7 +101,7 @@ def _work(checkpoint: Checkpoint, options: PersonalizeOptions, workspace: Worksp
         "device": "cpu",
         "data": [population.train.use("train"), population.test.use("test")],
         "clients": client_rows(population, {"accuracy_before": before, "accuracy_after": after}),
-        "notes": _notes(population, before, after),
+        "notes": [*_notes(population, before, after), *population.notes(checkpoint.featurizer)],
     }
     return Outcome(replace(checkpoint, personal=personal), facts, (checkpoint,))
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from headwater.config import DataOptions
 from headwater.data.batches import Examples
-from headwater.data.rows import Rows, choose, hold_out, label_set, read_rows
+from headwater.data.rows import Rows, choose, hold_out, label_set, read_rows, row_notes
 from headwater.errors import ConfigError, DataError
 from headwater.features.text import TextFeaturizer
 from headwater.federated import PARTITIONERS
@@ -30,6 +30,12 @@ class PopulationOptions(DataOptions):
     """How many clients to make where there is no client column."""
     alpha: Annotated[float, Field(gt=0.0)] = 0.5
     """Evenness of the Dirichlet partition; small values give clients with mostly one label."""
+
+    def unread(self) -> dict[str, str]:
+        """A client column leaves nothing to deal."""
+        if self.client is not None:
+            return dict.fromkeys(("partition", "clients", "alpha"), "without --client")
+        return {"alpha": "with --partition dirichlet"} if self.partition == "iid" else {}
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,10 @@ class Population:
             labels=[*first.labels, *second.labels],
             clients=[*first.clients, *second.clients],
         )
+
+    def notes(self, featurizer: TextFeaturizer) -> list[str]:
+        """Return what a reader of the figures should know of the rows."""
+        return row_notes(featurizer, self.train, self.test)
 
     def examples(self, featurizer: TextFeaturizer) -> dict[str, Examples]:
         """Return each client's training rows as numbers."""

@@ -11,6 +11,7 @@ import torch
 
 from headwater.baselines import baselines
 from headwater.checkpoint import Checkpoint
+from headwater.data.rows import TOO_FEW
 from headwater.errors import ConfigError
 from headwater.evaluation import Evaluation
 from headwater.federated import AGGREGATORS
@@ -218,8 +219,9 @@ class _Federation:
         shared = sum(value.numel() for value in self.start.values())
         spread = f"{counts.min()} to {counts.max()} training rows (median {int(np.median(counts))})"
         notes = [f"{len(counts)} clients with {spread}; {shared:,} numbers are shared."]
+        notes += self.population.notes(self.checkpoint.featurizer)
         if not len(self.population.valid):
-            notes.append("Too few rows to hold any out: the model is that of the last round.")
+            notes.append(f"{TOO_FEW}: --valid was ignored, the model is that of the last round.")
         if self.checkpoint.labels != self.source.labels:
             notes.append("The clients' rows have other labels than the model had: its head was drawn anew.")
         if self.seen_before():

@@ -43,3 +43,20 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     """The column of the source rows' label."""
     source_weight: Annotated[float, Field(gt=0.0)] = 0.5
     """How much a source row counts beside a target row, for `multitask`."""
+
+    def unread(self) -> dict[str, str]:
+        """Each method reads its own options; what a plug-in's reads isn't known."""
+        if self.method not in METHODS:
+            return {}
+        readers = [
+            (TrainOptions.model_fields, ("scratch", "init", "finetune", "multitask")),
+            (("freeze", "head"), ("init", "finetune", "multitask")),
+            (("unfreeze", "lr_decay"), ("finetune",)),
+            (("source_data", "source_text", "source_label", "source_weight"), ("multitask",)),
+        ]
+        return {
+            name: f"with --method {' or '.join(methods)}"
+            for names, methods in readers
+            for name in names
+            if self.method not in methods
+        }

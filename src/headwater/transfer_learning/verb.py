@@ -37,8 +37,12 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
     checkpoint = Checkpoint(job.config, job.featurizer, {}, lineage).with_model(job.model)
     facts: dict[str, Any] = classifier_facts(checkpoint, splits, workspace.device)
     facts["metrics"] = facts.get("metrics", {}) | before
-    facts |= {"method": options.method, "data": [*splits.uses(), *job.source_uses], "coverage": job.coverage}
-    facts["notes"] = [*splits.notes(), *facts.get("notes", [])]
+    facts |= {
+        "method": options.method,
+        "data": [*splits.uses(), *job.source_uses],
+        "coverage": job.coverage,
+        "notes": splits.notes(job.featurizer, fitted=result is not None),
+    }
     if result:
         facts |= {"curves": result.curves, "stopped": result.stopped}
     return Outcome(checkpoint, facts, (source,))

@@ -1,0 +1,52 @@
+"""What was asked for without effect, and what a reader must know of the rows, is said."""
+
+import pytest
+from helpers import toy_rows
+
+from headwater.comparison import MeasureOptions
+from headwater.data.rows import row_notes
+from headwater.features.text import SPECIAL, TextFeaturizer, TextOptions
+from headwater.federated.options import FederateOptions
+from headwater.pretraining import PretrainOptions
+from headwater.transfer_learning.options import TransferOptions
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "ignored", "when"),
+    [
+        (TransferOptions, {"method": "features", "freeze": "encoder"}, ["freeze"], "init or finetune or multitask"),
+        (TransferOptions, {"method": "features", "lr": 0.1, "patience": 1}, ["lr", "patience"], "scratch or init"),
+        (TransferOptions, {"method": "scratch", "head": "source"}, ["head"], "init or finetune or multitask"),
+        (TransferOptions, {"method": "init", "source_data": "x", "lr_decay": 2}, ["lr-decay", "source-data"], ""),
+        (TransferOptions, {"method": "finetune", "freeze": "embedding", "lr": 0.1, "unfreeze": "at_once"}, [], ""),
+        (TransferOptions, {"method": "of a plug-in", "freeze": "encoder"}, [], ""),
+        (TransferOptions, {"method": "features", "patience": 3}, [], ""),  # its default: nothing was expected of it
+        (FederateOptions, {"delta": 1e-5, "update_clip": 1.0}, ["delta", "update-clip"], "with --epsilon only"),
+        (FederateOptions, {"delta": 1e-5, "epsilon": 1.0, "aggregator": "mean"}, [], ""),
+        (FederateOptions, {"client": "c", "clients": 9}, ["clients"], "without --client"),
+        (FederateOptions, {"partition": "iid", "alpha": 9}, ["alpha"], "--partition dirichlet"),
+        (PretrainOptions, {"task": "language_modeling", "pooling": "max"}, ["pooling"], "--task classification"),
+        (PretrainOptions, {"hidden_dropout": 0.5}, ["hidden-dropout"], "--layers 2"),
+        (PretrainOptions, {"hidden_dropout": 0.5, "layers": 2}, [], ""),
+        (MeasureOptions, {"text": "review"}, ["text"], "with --data only"),
+    ],
+)
+def test_an_option_that_was_given_without_effect_is_named(options, given, ignored, when):
+    required = {} if options is MeasureOptions else {"data": "rows.csv", "out": "model"}
+    notes = options.parse(required | given).notes()
+    assert sorted(note.split()[0] for note in notes) == [f"--{name}" for name in ignored]
+    assert all(when in note for note in notes)
+
+
+def test_rows_that_are_cut_or_seen_in_training_are_counted():
+    train, test = toy_rows(40), toy_rows(20, seed=1)
+    words = {len(text.split()) for text in train.texts}
+    most = sorted(words)[-2]
+    cut = sum(len(text.split()) > most for text in train.texts)
+    featurizer = TextFeaturizer(TextOptions(max_length=most), SPECIAL)
+    (note,) = row_notes(featurizer, train, test)
+    assert note.startswith(f"{cut} of 40 training rows ({cut / 40:.1%}) are longer than {most} tokens")
+    repeated = test.take([0, 1, 2])
+    seen = row_notes(TextFeaturizer(TextOptions(), SPECIAL), train.take([0]), train.take([0, 0, 1]))
+    assert seen == ["2 of 3 rows to measure on have a text that stands among the training rows."]
+    assert row_notes(TextFeaturizer(TextOptions(), SPECIAL), train, repeated) == []
