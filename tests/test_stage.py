@@ -1,6 +1,7 @@
 """Stages: whole or not at all, wherever they are stopped, and resumed only as they were begun."""
 
 import errno
+import fcntl
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ from helpers import TINY, toy_rows, write_csv
 from headwater import files, stage
 from headwater.checkpoint import Checkpoint
 from headwater.compression.verb import CompressOptions, compress
-from headwater.errors import ConfigError, DataError, OutputError
+from headwater.config import RunOptions
+from headwater.errors import CheckpointError, ConfigError, DataError, OutputError
 from headwater.files import write_atomic
 from headwater.pretraining import PretrainOptions, pretrain
 from headwater.records import StageRecord
+from headwater.stage import run_stage
 from headwater.trainer import _Run
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.verb import transfer
@@ -303,9 +306,34 @@ def test_an_interrupted_run_does_not_go_on_with_other_rows(data, tmp_path):
     rows = tmp_path / "rows.csv"
     rows.write_bytes((data / "train.csv").read_bytes())
     asked = PretrainOptions(**TINY | {"data": str(rows), "out": tmp_path / "m"})
-    partial, _ = stage._open_partial(asked, stage._contents(asked))
-    stage._open_partial(asked.model_copy(update={"resume": True}), {})  # an attempt while the rows were away
+    again = asked.model_copy(update={"resume": True})
+    partial = tmp_path / "m.partial"
+    partial.mkdir()
+    stage._open_partial(partial, asked, stage._contents(asked))
+    stage._open_partial(partial, again, {})  # an attempt while the rows were away
     rows.write_bytes(rows.read_bytes() + b"superb,good,c1\n")
     with pytest.raises(ConfigError, match="the content of data"):
-        stage._open_partial(asked.model_copy(update={"resume": True}), stage._contents(asked))
+        stage._open_partial(partial, again, stage._contents(asked))
     assert partial.is_dir()
+
+
+def test_two_processes_dont_work_in_one_folder(tmp_path):
+    (tmp_path / "m.partial").mkdir()
+    with (tmp_path / "m.partial" / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="another process is working in"):
+            run_stage("pretrain", RunOptions(out=tmp_path / "m", quiet=True), lambda _: pytest.fail("it began"))
+
+
+def test_a_damaged_run_file_is_named(tmp_path):
+    (tmp_path / "m.partial").mkdir()
+    (tmp_path / "m.partial" / ".run.json").write_bytes(b"{\xff")
+    options = RunOptions(out=tmp_path / "m", quiet=True, resume=True)
+    with pytest.raises(CheckpointError, match=r"\.run\.json is damaged"):
+        run_stage("pretrain", options, lambda _: pytest.fail("it began"))
+
+
+@pytest.mark.parametrize("out", ["x" * 300, "/proc/x"])
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, out):
+    with pytest.raises(OutputError, match="can't write"):
+        run_stage("pretrain", RunOptions(out=tmp_path / out, quiet=True), lambda _: pytest.fail("it began"))

@@ -66,7 +66,7 @@ class Config(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"]) or cls.__name__
+            name = str(first["loc"][0]) if first["loc"] else cls.__name__
             if first["type"] == "missing":
                 raise ConfigError(f"{source}: the option {name!r} is missing: {describe(cls, name)}") from error
             reason = first["msg"].removeprefix("Value error, ")

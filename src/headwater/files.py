@@ -12,6 +12,12 @@ from pathlib import Path
 
 from headwater.errors import OutputError
 
+_UNUSABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.ENOENT, errno.EINVAL, errno.ELOOP),
+}
+"""What a system answers to a path that can't be written."""
+
 
 def sha256_bytes(data: bytes) -> str:
     """Return the SHA-256 of the bytes as 64 hexadecimal digits."""
@@ -36,7 +42,7 @@ def output_errors(path: Path) -> Iterator[None]:
                 f"the disk is full while writing {path} ({free / 2**20:.1f} MiB free): "
                 "free some space, then run the same command again with --resume"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in _UNUSABLE:
             raise OutputError(f"can't write {path}: {error.strerror}; choose another --out") from error
         raise
 

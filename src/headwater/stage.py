@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import shutil
 import time
@@ -20,7 +22,7 @@ import torch
 from headwater.checkpoint import Checkpoint
 from headwater.config import RunOptions, cores
 from headwater.data.card import resolve
-from headwater.errors import ConfigError, HeadwaterError, OutputError
+from headwater.errors import CheckpointError, ConfigError, HeadwaterError, OutputError
 from headwater.files import output_errors, sha256_file, write_atomic
 from headwater.folder import seal
 from headwater.lineage import LineageEntry
@@ -28,6 +30,7 @@ from headwater.progress import Progress
 from headwater.records import STAGE_FILE, Parent, StageRecord
 
 _RUN_FILE = ".run.json"
+_LOCK_FILE = ".lock"
 _STATE_FILE = ".state.safetensors"
 _NO_RESULT = {"out", "resume", "quiet", "device", "threads"}
 """Options that do not say what is computed."""
@@ -85,12 +88,19 @@ def run_stage(
     """
     asked = {k: v for k, v in options.model_dump(mode="json").items() if k not in _NO_RESULT}
     asked |= {"verb": verb, "checkpoint": source.identity if source else None}
-    if done := _finished(options, asked):
+    with output_errors(options.out):
+        done = _finished(options, asked)
+    if done:
         return done
     device = set_device(options)
-    partial, spent = _open_partial(options, asked | _contents(options))
+    partial = options.out.with_name(options.out.name + ".partial")
     started, clock = datetime.now(UTC), time.perf_counter()
-    with Progress(f"{verb} {options.out.name}", quiet=options.quiet) as progress, _tidied(partial):
+    with (
+        _locked(partial),
+        Progress(f"{verb} {options.out.name}", quiet=options.quiet) as progress,
+        _tidied(partial),
+    ):
+        spent = _open_partial(partial, options, asked | _contents(options))
         notes = options.notes()
         for note in notes:
             progress.note(note)
@@ -118,13 +128,34 @@ def run_stage(
 
 
 @contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Keep other processes from working in the folder; the system lets go of the lock however this one ends."""
+    if partial.exists() and not partial.is_dir():
+        raise OutputError(f"{partial} holds something else, a file: move it away, or choose another --out")
+    with output_errors(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(partial / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise OutputError(
+            f"another process is working in {partial}: wait until it ends or stop it, or choose another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
 def _tidied(partial: Path) -> Iterator[None]:
     """Leave no folder behind where the input was refused before any work was done."""
     try:
         with output_errors(partial):
             yield
     except HeadwaterError:
-        if partial.is_dir() and {path.name for path in partial.iterdir()} <= {_RUN_FILE}:
+        if partial.is_dir() and {path.name for path in partial.iterdir()} <= {_RUN_FILE, _LOCK_FILE}:
             shutil.rmtree(partial)
         raise
 
@@ -181,32 +212,38 @@ def _contents(options: RunOptions) -> dict[str, str]:
     return {f"the content of {name}": sha256_file(path) for name, path in paths.items() if path.is_file()}
 
 
-def _open_partial(options: RunOptions, asked: dict[str, Any]) -> tuple[Path, float]:
-    """Return the folder to work in, and the seconds that earlier attempts have spent on what is taken up from it."""
-    partial = options.out.with_name(options.out.name + ".partial")
+def _open_partial(partial: Path, options: RunOptions, asked: dict[str, Any]) -> float:
+    """Prepare the folder to work in; return the seconds that earlier attempts spent on what is taken up from it."""
     run_file = partial / _RUN_FILE
-    if partial.exists() and not run_file.exists():
+    found = [path for path in partial.iterdir() if path.name != _LOCK_FILE]
+    if not run_file.exists():
         # A run that was killed before it began leaves nothing, or a file that was never finished.
-        if not partial.is_dir() or not all(path.name.endswith(".tmp") for path in partial.iterdir()):
+        if not all(path.name.endswith(".tmp") for path in found):
+            (partial / _LOCK_FILE).unlink()
             raise OutputError(f"{partial} holds something else: move it away, or choose another --out")
-        shutil.rmtree(partial)
-    if partial.exists():
-        if options.resume:
-            stored = json.loads(run_file.read_text())
-            # A file of rows that is missing now has no checksum; reading it will say so.
-            _same({key: value for key, value in stored.items() if key in asked}, asked, partial)
-            spent = stored.get("spent", 0.0) + _worked(partial)
-            write_atomic(run_file, json.dumps(stored | {"spent": spent}))
-            return partial, spent
-        if any(path.name.endswith(_STATE_FILE) for path in partial.iterdir()):
-            raise OutputError(
-                f"{partial} holds an interrupted run: add --resume to continue it, or delete it to start again"
-            )
-        shutil.rmtree(partial)
-    with output_errors(partial):
-        partial.mkdir(parents=True)
-        write_atomic(run_file, json.dumps(asked))
-    return partial, 0.0
+    elif options.resume:
+        stored = _read_run(run_file)
+        # A file of rows that is missing now has no checksum; reading it will say so.
+        _same({key: value for key, value in stored.items() if key in asked}, asked, partial)
+        spent = float(stored.get("spent", 0.0)) + _worked(partial)
+        write_atomic(run_file, json.dumps(stored | {"spent": spent}))
+        return spent
+    elif any(path.name.endswith(_STATE_FILE) for path in found):
+        raise OutputError(
+            f"{partial} holds an interrupted run: add --resume to continue it, or delete it to start again"
+        )
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_atomic(run_file, json.dumps(asked))
+    return 0.0
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        stored: dict[str, Any] = dict(json.loads(path.read_bytes()))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: delete {path.parent} and start again") from error
+    return stored
 
 
 def _worked(partial: Path) -> float:
