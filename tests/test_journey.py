@@ -167,6 +167,9 @@ def test_the_packaged_journeys_are_sound(language, quick):
     assert verbs[-1] == "export"
     assert {"transfer", "federate", "personalize", "compress"} <= set(verbs)
     assert len({step.name for step in journey.steps}) == len(journey.steps)
+    for step in journey.steps:
+        options = VERBS[step.verb].options_class().parse(step.options | {"out": "x"})
+        assert options.notes() == [], step.name  # it shows no option that has no effect
     if quick:
         assert len(journey.steps) <= len(demo_journey(language, quick=False).steps)
 
