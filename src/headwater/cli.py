@@ -137,7 +137,10 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> No
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     else:
         choices = _choices(info.annotation)
-        parser.add_argument(flag, metavar=choices or _KINDS.get(str(info.annotation), "VALUE"), help=text)
+        # A string with a check is a name from a family's table, which its help lists.
+        name_kind = "NAME" if info.annotation is str and info.metadata else ""
+        kind = choices or name_kind or _KINDS.get(str(info.annotation), "VALUE")
+        parser.add_argument(flag, metavar=kind, help=text)
 
 
 _KINDS = {
