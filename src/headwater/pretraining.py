@@ -78,7 +78,7 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     task = config.make_task()
     result = fit_task(model, task, featurizer, splits, options.only(TrainOptions), workspace, seed=options.seed)
     checkpoint = Checkpoint(config, featurizer, {}).with_model(model)
-    notes += splits.notes(featurizer, fitted=True)
+    notes += [*splits.notes(featurizer, fitted=True), *result.notes]
     facts: dict[str, Any] = {"curves": result.curves, "stopped": result.stopped, "data": splits.uses(), "notes": notes}
     if labelled:
         facts |= classifier_facts(checkpoint, splits, workspace.device)
