@@ -68,6 +68,11 @@ def test_a_plug_ins_name_is_taken_wherever_a_member_is_named(options, option, ta
         options.parse({"data": "x", "out": "x", option: "nothing like it"})
 
 
+def test_a_plug_ins_method_may_read_any_option(plug_in):
+    given = {"data": "x", "out": "x", "method": "shouting", "freeze": "encoder", "lr": 0.1}
+    assert TransferOptions.parse(given).notes() == []
+
+
 def test_a_plug_ins_tokenizer_goes_from_the_option_into_the_checkpoint(tmp_path, plug_in):
     data = write_csv(tmp_path / "rows.csv", toy_rows(80))
     given = {k: v for k, v in TINY.items() if k != "valid"} | {"epochs": 1, "lowercase": False}
