@@ -242,6 +242,7 @@ REFUSED = {
     ),
     "nothing to predict": (["predict", "model"], ["--text"]),
     "a file without a table to write": (["predict", "model", "--data", "rows.csv"], ["--out"]),
+    "a table without a file": (["predict", "model", "--text", "w1", "--out", "new.csv"], ["--data"]),
     "a table that exists": (["predict", "model", "--data", "rows.csv", "--out", "train.csv"], ["exists already"]),
     "a client without a model": (["predict", "model", "--text", "w1", "--client", "ann"], ["ann"]),
     "an unknown pretrained model": (["transfer", "pretrained:lca", *USING["transfer"][2:]], ["lca"]),
@@ -338,6 +339,14 @@ def test_predict_prints_the_label_and_each_probability(model, capsys):
     said = capsys.readouterr().out
     assert said.startswith("label: ")
     assert all(label in said for label in ("bad", "fair", "good"))
+
+
+@pytest.mark.parametrize("text", ["-w1 w2", "-help is what w1 needs", "--w1", "- w1", "-w1"])
+def test_a_text_may_begin_with_a_dash(text, model, capsys):
+    assert main(["predict", "model", "--text", text]) == 0
+    apart = capsys.readouterr().out
+    assert main(["predict", "model", f"--text={text}"]) == 0
+    assert capsys.readouterr().out == apart
 
 
 def help_of(capsys, *command):

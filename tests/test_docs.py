@@ -51,6 +51,9 @@ def test_the_documents_journey_is_one(tmp_path, monkeypatch):
     Path("reviews.toml").write_text(text, encoding="utf-8")
     journey = read_journey(Path("reviews.toml"))
     assert len(journey.steps) == 1 + 2 * 2 * 3 + 1
+    one_seed = read_journey(Path("reviews.toml"), ["seed=1"])
+    assert [step.start for step in one_seed.steps if step.name == "shared"] == ["init-200-s1"]
+    assert len(one_seed.steps) == 1 + 2 * 2 + 1
     assert tomllib.loads(text)["name"] == journey.name
 
 

@@ -795,7 +795,8 @@ def test_a_huge_strength_keeps_the_shared_head_and_a_small_one_fits_the_clients(
         assert not torch.allclose(free.personal[client][names[0]], source.tensors[names[0]], atol=1e-2)
     record = StageRecord.load(tmp_path / "held")
     assert record.metrics["after"]["accuracy"] == record.metrics["before"]["accuracy"]
-    assert record.notes[0] == "0 clients gained, 0 lost, 6 stayed as they were."
+    assert "0 clients gained, 0 lost, 6 stayed as they were." in record.notes
+    assert [(use.role, use.rows) for use in record.data] == [("train", 240), ("test", 90)]  # none idly held out
     assert same_bits(held.tensors, source.tensors)
 
 

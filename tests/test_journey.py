@@ -69,8 +69,7 @@ def test_defaults_reach_the_stages_that_know_them(tmp_path):
     [
         ("movies.epochs=2", 0, "epochs", 2),
         ("epochs=7", 0, "epochs", 7),  # goes before what the stage itself says
-        ("seed=9", 0, "seed", 9),
-        ("seed=9", 1, "seed", 0),  # the matrix stays what it is
+        ("movies.seed=9", 0, "seed", 9),
         ("lr=0.5", 1, "lr", 0.5),
         ("movies.bidirectional=false", 0, "bidirectional", False),
         ("movies.cell=gru", 0, "cell", "gru"),
@@ -80,6 +79,13 @@ def test_defaults_reach_the_stages_that_know_them(tmp_path):
 )
 def test_an_option_can_be_changed_for_all_stages_or_one(tmp_path, change, stage, key, value):
     assert read(tmp_path, MATRIX, change).steps[stage].options[key] == value
+
+
+def test_a_change_takes_the_place_of_a_matrixs_values(tmp_path):
+    steps = read(tmp_path, MATRIX, "rows=0", "{method}-{rows}-s{seed}.method=init").steps
+    assert [step.name for step in steps] == ["movies", "init-all-s0", "init-all-s1", "small"]
+    with pytest.raises(ConfigError, match="'init-all-s1' is no earlier stage"):  # a stage by that seed is gone
+        read(tmp_path, MATRIX, "seed=9")
 
 
 def test_a_change_of_one_stage_leaves_the_others_alone(tmp_path):
@@ -161,6 +167,9 @@ def test_the_packaged_journeys_are_sound(language, quick):
     assert verbs[-1] == "export"
     assert {"transfer", "federate", "personalize", "compress"} <= set(verbs)
     assert len({step.name for step in journey.steps}) == len(journey.steps)
+    for step in journey.steps:
+        options = VERBS[step.verb].options_class().parse(step.options | {"out": "x"})
+        assert options.notes() == [], step.name  # it shows no option that has no effect
     if quick:
         assert len(journey.steps) <= len(demo_journey(language, quick=False).steps)
 

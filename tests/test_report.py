@@ -14,6 +14,7 @@ from headwater.records import ClientRow, Confusion, Curve, Example, Parent, Roun
 from headwater.report import formatting as fmt
 from headwater.report import write_report
 from headwater.report.collect import ancestors
+from headwater.report.device import size_facts
 from headwater.report.lineage import build_nodes
 from headwater.report.svg import fit_ticks, tag
 from headwater.report.transfer import transfer_facts
@@ -286,13 +287,20 @@ def test_lineage_collapses_a_matrix_and_shows_missing_parents():
     assert [(node.outside, node.depth) for node in alone] == [(True, 0), (False, 1)]
 
 
-def test_stages_of_one_name_in_two_journeys_keep_their_own_parents():
-    first = made.record("source", "pretrain", minute=1, identity="1" * 64)
-    second = made.record("source", "pretrain", minute=2, identity="2" * 64)
-    child = made.record(
-        "child", "transfer", minute=3, parents=[Parent(name="source", verb="pretrain", identity="1" * 64)]
-    )
-    assert ancestors(child, [first, second, child]) == [first]
+def test_two_journeys_with_the_same_names_are_told_apart():
+    first, second = (
+        [
+            made.record("movies", "pretrain", minute=minute, identity=made.sha(f"movies {minute}"), sizes={"m": size}),
+            made.record("small", "compress", minute=minute + 1, identity=made.sha(f"small {minute}"), sizes={"m": 10},
+                        parents=[Parent(name="movies", verb="pretrain", identity=made.sha(f"movies {minute}"))]),
+        ]
+        for minute, size in ((1, 40), (3, 20))
+    )  # fmt: skip
+    records = [*first, *second]
+    assert [ancestors(journey[1], records) for journey in (first, second)] == [[first[0]], [second[0]]]
+    assert [line["ratio"] for line in size_facts(records)["lines"]] == [None, 4.0, None, 2.0]
+    nodes = build_nodes([*first, second[1]])
+    assert [(node.outside, node.depth) for node in nodes] == [(True, 0), (False, 0), (False, 1), (False, 1)]
 
 
 def test_lineage_survives_a_ring(tmp_path):

@@ -270,6 +270,7 @@ def test_the_output_needs_a_name(out, data, tmp_path, monkeypatch):
 def test_a_record_holds_what_happened(data, expected):
     record = StageRecord.load(expected.path)
     assert (record.name, record.verb, record.method, record.seed) == ("m", "pretrain", "classification", 0)
+    assert record.identity == expected.identity
     assert record.config["epochs"] == 2
     assert record.config["min_count"] == 2  # a default
     assert "resume" not in record.config

@@ -11,21 +11,19 @@ from torch import nn
 
 from headwater import trainer
 from headwater.errors import CheckpointError, ConfigError, DataError
+from headwater.lr_finder import lr_range_test, suggest_lr
 from headwater.model import DropoutOptions, SequenceModel
 from headwater.pretraining import PretrainOptions, pretrain
 from headwater.records import Curve, StageRecord
+from headwater.resume_state import load_state, save_state
 from headwater.trainer import (
     NEVER,
     ParameterGroup,
     TaskObjective,
     TrainOptions,
     fit,
-    load_state,
-    lr_range_test,
     make_optimizer,
     one_cycle,
-    save_state,
-    suggest_lr,
 )
 from headwater.weights import weights_of
 
@@ -324,11 +322,25 @@ def test_the_gradient_is_clipped_to_its_norm():
 def test_the_learning_rate_finder_puts_the_weights_back():
     fitting = Fitting()
     start = weights_of(fitting.model)
-    curve = lr_range_test(fitting.model, fitting.objectives, EVERYTHING, OPTIONS, 0)
+    assert 1e-5 < trainer._find_lr(fitting.model, fitting.objectives, EVERYTHING, OPTIONS, 0) < 0.3
     assert same_bits(weights_of(fitting.model), start)
+
+
+def test_the_learning_rate_finder_stops_where_the_loss_rises():
+    curve = lr_range_test(lambda lr: 1.0 if lr < 0.01 else 1e3)
     assert curve.x == sorted(curve.x)
-    assert 1e-5 <= curve.x[0] < curve.x[-1] <= 0.3
+    assert curve.x[0] == pytest.approx(1e-5)
+    assert 0.01 < curve.x[-1] < 0.02
     assert len(curve.x) == len(curve.y)
+
+    def diverges(lr):
+        if lr > 0.01:
+            raise DataError("the loss became nan")
+        return 1.0 - lr
+
+    assert 0.005 < lr_range_test(diverges).x[-1] <= 0.01
+    with pytest.raises(DataError, match="nan"):
+        lr_range_test(diverges, low=0.02)
 
 
 def test_the_suggested_rate_stands_before_the_lowest_loss():
@@ -339,8 +351,9 @@ def test_the_suggested_rate_stands_before_the_lowest_loss():
 
 def test_an_automatic_rate_is_used_and_told():
     result = Fitting().run(TrainOptions(epochs=1, batch_size=8, lr="auto"))
-    assert 1e-5 < result.lr < 0.3
-    assert Fitting().run(TrainOptions(epochs=1, batch_size=8, lr="auto")).lr == result.lr
+    (note,) = result.notes
+    assert 1e-5 < float(note.split()[-1].rstrip(".")) < 0.3
+    assert Fitting().run(TrainOptions(epochs=1, batch_size=8, lr="auto")).notes == result.notes
 
 
 def test_one_cycle_rises_over_a_quarter_and_falls_to_almost_nothing():

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from headwater.config import Config
-from headwater.errors import CheckpointError
+from headwater.errors import CheckpointError, ConfigError
 from headwater.features.text import TOKENIZER_FILE, VOCABULARY_FILE, TextFeaturizer, TextOptions
 from headwater.files import sha256_bytes, write_atomic
 from headwater.folder import CARD_FILE, CONFIG_FILE, LINEAGE_FILE, check_seal, seal
@@ -212,8 +212,8 @@ def read_model_config(folder: Path) -> ModelConfig:
                 "use the version of headwater that wrote it, or make the checkpoint again"
             )
         return ModelConfig.model_validate(raw)
-    except (OSError, ValueError, ValidationError) as error:
-        first = str(error).splitlines()[0]
+    except (OSError, ValueError, ValidationError, ConfigError) as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise CheckpointError(f"{path} isn't the config of a checkpoint of this version: {first}") from error
 
 

@@ -137,7 +137,10 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> No
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     else:
         choices = _choices(info.annotation)
-        parser.add_argument(flag, metavar=choices or _KINDS.get(str(info.annotation), "VALUE"), help=text)
+        # A string with a check is a name from a family's table, which its help lists.
+        name_kind = "NAME" if info.annotation is str and info.metadata else ""
+        kind = choices or name_kind or _KINDS.get(str(info.annotation), "VALUE")
+        parser.add_argument(flag, metavar=kind, help=text)
 
 
 _KINDS = {
@@ -157,14 +160,27 @@ def _choices(annotation: Any) -> str:
 
 
 def _parse(parser: argparse.ArgumentParser, given: list[str]) -> dict[str, Any]:
-    values, unknown = parser.parse_known_args(given)
+    actions = [action for action in parser._actions if action.option_strings]  # noqa: SLF001 - no public list
+    flags = [flag for action in actions for flag in action.option_strings]
+    valued = [flag for action in actions if action.nargs is None for flag in action.option_strings]
+    values, unknown = parser.parse_known_args(_with_dashes(given, valued, flags))
     if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]  # noqa: SLF001 - no public list
         first = unknown[0].partition("=")[0]
         raise ConfigError(
             f"{parser.prog}: unknown option {first!r}{did_you_mean(first, flags)}; see {parser.prog} --help"
         )
     return vars(values)
+
+
+def _with_dashes(given: list[str], valued: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Join a flag with a value that begins with a dash, such as a text, which argparse would take for a flag."""
+    joined: list[str] = []
+    for word in given:
+        if joined and joined[-1] in valued and word.startswith("-") and word.partition("=")[0] not in flags:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _from_file(path: str | None, config: type[Config]) -> dict[str, Any]:

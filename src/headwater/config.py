@@ -64,6 +64,8 @@ class Config(BaseModel):
                 )
         try:
             return cls(**values)
+        except ConfigError as error:  # of a check that knows what it refuses, but not where that stood
+            raise ConfigError(f"{source}: {error}") from error
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]) if first["loc"] else cls.__name__

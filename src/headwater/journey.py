@@ -23,7 +23,8 @@
     [quick]                         # options that `headwater demo --quick` changes
     "movies.epochs" = 2
 
-A stage's other keys are its verb's options, the same as the flags.
+A stage's other keys are its verb's options, the same as the flags. ``--set seed=1`` changes an option wherever a stage
+has it; where a matrix lists several values, the one value takes their place.
 """
 
 from __future__ import annotations
@@ -233,7 +234,7 @@ def _journey(document: dict[str, Any], settings: dict[str, Any], source: str, na
 
 
 def _expand(stage: dict[str, Any], defaults: dict[str, Any], changes: dict[str, Any], source: str) -> list[Step]:
-    """Return the steps of a stage; of an option given twice, the latter counts: default, stage, change, matrix."""
+    """Return the steps of a stage; of an option given twice, the latter counts: default, stage, matrix, change."""
     for key in ("name", "verb"):
         if not isinstance(stage.get(key), str):
             raise ConfigError(f"{source}: a stage lacks {key!r}: {stage}")
@@ -246,17 +247,19 @@ def _expand(stage: dict[str, Any], defaults: dict[str, Any], changes: dict[str, 
         raise ConfigError(
             f"{source}: matrix = {matrix}: give each option a list of values, such as {{ seed = [0, 1, 2] }}"
         )
-    for key in sorted(matrix.keys() & stage.keys()):
+    for key in sorted(matrix.keys() & stage.keys() - changes.keys()):
         raise ConfigError(
             f"{source}, stage {stage['name']!r}: {key} = {stage[key]!r} would have no effect, as the stage's matrix "
             f"goes through {matrix[key]}: change the matrix instead"
         )
+    changes = {key: value for key, value in changes.items() if key in config.model_fields}
+    axes = {key: [changes[key]] if key in changes else values for key, values in matrix.items()}
     steps = []
-    for values in itertools.product(*matrix.values()):
-        chosen = dict(zip(matrix, values, strict=True))
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
         given = {k: v for k, v in defaults.items() if k in config.model_fields}
         given |= {k: v for k, v in stage.items() if k not in _OWN_KEYS}
-        given |= {k: v for k, v in changes.items() if k in config.model_fields} | chosen
+        given |= chosen | changes
         shown = {key: "all" if key == "rows" and value == 0 else value for key, value in given.items()}
         try:
             name, start = stage["name"].format(**shown), str(stage.get("from", "")).format(**shown)

@@ -11,10 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from headwater.cells import CELLS
 from headwater.cells.base import State
 from headwater.cells.stack import RecurrentStack, locked_dropout
 from headwater.config import Config, Fraction
 from headwater.features.text import PAD
+from headwater.registry import name_in
 
 Pooling = Literal["concat", "last", "max", "mean"]
 
@@ -22,7 +24,7 @@ Pooling = Literal["concat", "last", "max", "mean"]
 class EncoderOptions(Config):
     """The shape of the encoder."""
 
-    cell: str = "lstm"
+    cell: Annotated[str, name_in("headwater.cells", CELLS)] = "lstm"
     """`lstm`, `gru`, `rnn`, `gru_reset_before` (or a cell of a plug-in). On a CPU the LSTM is the fastest to train."""
     embedding_size: Annotated[int, Field(ge=1)] = 100
     """Numbers a token is embedded into."""

@@ -110,6 +110,8 @@ def predict(path: str | Path, options: PredictOptions) -> dict[str, Any]:
     if options.data is None:
         if "text" not in options.model_fields_set or not options.text.strip():
             raise ConfigError('give a text: --text "...", or a file of texts: --data FILE --text COLUMN --out FILE')
+        if options.out is not None:
+            raise ConfigError(f"out = {str(options.out)!r}: a table is written for a file of texts: add --data FILE")
         texts = [options.text]
     elif options.out is None:
         raise ConfigError("a file of texts needs a table to write the labels to: add --out, such as labels.csv")

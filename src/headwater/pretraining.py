@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import torch
 
@@ -14,16 +14,20 @@ from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.features.vectors import read_vectors
 from headwater.fitting import Splits, classifier_facts, fit_task, read_splits
 from headwater.model import DropoutOptions, EncoderOptions, Pooling, SequenceModel
+from headwater.registry import name_in
 from headwater.stage import Outcome, Workspace, run_stage
-from headwater.tasks import task_class
+from headwater.tasks import TASKS, task_class
 from headwater.trainer import TrainOptions
+
+TRAINABLE = {name: place for name, place in TASKS.items() if name != "representation"}
 
 
 class PretrainOptions(TrainOptions, DropoutOptions, EncoderOptions, TextOptions, DataOptions, RunOptions):
     """Options of `pretrain`."""
 
-    task: Literal["classification", "language_modeling"] = "classification"
-    """What to learn from the source; a language model needs no labels, and reads in one direction."""
+    task: Annotated[str, name_in("headwater.tasks", TRAINABLE)] = "classification"
+    """What to learn from the source: `classification` or `language_modeling`, which needs no labels and reads in one
+    direction."""
     pooling: Pooling = "concat"
     """How a classifier sums up a row's states: last, max, mean, or all three."""
     vectors: Path | None = None
@@ -54,18 +58,19 @@ def pretrain(options: PretrainOptions) -> Checkpoint:
 
 
 def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
-    labelled = task_class(options.task).needs_labels
+    made = task_class(options.task)
+    labelled = made.needs_labels
     splits = read_splits(options, options.seed, labelled=labelled)
     if not labelled and not len(splits.valid):
         raise DataError(f"{options.data} has {len(splits.train)} rows: too few to hold any out; give at least 200")
     featurizer = TextFeaturizer.fit(splits.train.texts, options.only(TextOptions))
-    settings: dict[str, Any] = {"labels": splits.labels, "pooling": options.pooling} if labelled else {}
+    settings = {"labels": splits.labels, "pooling": options.pooling}
     config = ModelConfig(
         encoder=options.only(EncoderOptions),
         vocabulary_size=len(featurizer.vocabulary),
         dropout=options.only(DropoutOptions),
         featurizer=options.only(TextOptions),
-        task={"name": options.task, **settings},
+        task={"name": options.task} | {k: v for k, v in settings.items() if k in made.model_fields},
     )
     torch.manual_seed(options.seed)
     model = config.build()
@@ -73,7 +78,7 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     task = config.make_task()
     result = fit_task(model, task, featurizer, splits, options.only(TrainOptions), workspace, seed=options.seed)
     checkpoint = Checkpoint(config, featurizer, {}).with_model(model)
-    notes += splits.notes(featurizer, fitted=True)
+    notes += [*splits.notes(featurizer, fitted=True), *result.notes]
     facts: dict[str, Any] = {"curves": result.curves, "stopped": result.stopped, "data": splits.uses(), "notes": notes}
     if labelled:
         facts |= classifier_facts(checkpoint, splits, workspace.device)

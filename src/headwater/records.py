@@ -171,10 +171,10 @@ class StageRecord(Record):
 
     format: Literal[1] = 1
     name: str
-    """The folder's name."""
-    verb: str
+    """The folder's name, for showing; two journeys may share it."""
     identity: str = ""
-    """Of the checkpoint that it made, as its children write it down; empty where it made none."""
+    """The checkpoint's own, as the stages that start from it name it in `parents`; empty for what is no checkpoint."""
+    verb: str
     method: str = ""
     """The transfer method, the aggregator, the compression method or the export target."""
     config: dict[str, Any]

@@ -8,7 +8,7 @@ Nothing registers itself on import. Another package joins by an entry point in t
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -36,13 +36,13 @@ def lookup(family: str, table: Mapping[str, str], name: str) -> Any:
     return entry_points(group=family)[name].load()
 
 
-def check_name(family: str, table: Mapping[str, str], name: str) -> str:
-    """Return the name if the table or an entry point knows it; nothing is imported.
+def check_name(family: str, table: Mapping[str, str], name: str, others: Sequence[str] = ()) -> str:
+    """Return the name if the table or an entry point knows it, or if it is one of `others`; nothing is imported.
 
     Raises:
-        ConfigError: Neither does.
+        ConfigError: None of them has it.
     """
-    known = [*table, *entry_points(group=family).names]
+    known = [*others, *table, *entry_points(group=family).names]
     if name not in known:
         kind = family.rpartition(".")[2].replace("_", " ")
         close = did_you_mean(name, known)
@@ -50,6 +50,6 @@ def check_name(family: str, table: Mapping[str, str], name: str) -> str:
     return name
 
 
-def name_in(family: str, table: Mapping[str, str]) -> AfterValidator:
-    """Return the check of an option that names one of a family, for ``Annotated[str, ...]``."""
-    return AfterValidator(functools.partial(check_name, family, table))
+def name_in(family: str, table: Mapping[str, str], *others: str) -> AfterValidator:
+    """Return the check of an option that names one of a family, or is one of `others`, for ``Annotated[str, ...]``."""
+    return AfterValidator(functools.partial(check_name, family, table, others=others))

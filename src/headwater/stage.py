@@ -118,7 +118,7 @@ def run_stage(
             "threads": torch.get_num_threads(),
         }
         if outcome.checkpoint:
-            facts["sizes"] = outcome.checkpoint.sizes()
+            facts |= {"identity": outcome.checkpoint.identity, "sizes": outcome.checkpoint.sizes()}
         if made := outcome.checkpoint or outcome.artifact_of:
             facts["model"] = summary(made)
         notes += outcome.facts.get("notes", [])
@@ -161,8 +161,6 @@ def _tidied(partial: Path) -> Iterator[None]:
 
 
 def _publish(out: Path, partial: Path, record: StageRecord, outcome: Outcome) -> None:
-    if outcome.checkpoint:
-        record = record.model_copy(update={"identity": outcome.checkpoint.identity})
     record.save(partial)
     entry = LineageEntry(**{name: getattr(record, name) for name in LineageEntry.model_fields})
     if outcome.checkpoint:

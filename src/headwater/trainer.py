@@ -6,26 +6,25 @@ saved: so a resumed run ends with the same bits as one never interrupted.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from headwater.config import Config
 from headwater.data.batches import Batch, Examples, Shuffler
-from headwater.errors import CheckpointError, ConfigError, DataError
-from headwater.files import write_atomic
+from headwater.errors import ConfigError, DataError
+from headwater.lr_finder import lr_range_test, suggest_lr
 from headwater.model import SequenceModel
 from headwater.progress import Progress
 from headwater.records import Curve
+from headwater.resume_state import load_state, part, save_state
 from headwater.tasks.base import Task
 from headwater.weights import Weights, load_weights, weights_of
 
@@ -113,7 +112,7 @@ class FitResult:
     curves: list[Curve]
     best: dict[str, float]
     stopped: str
-    lr: float
+    notes: tuple[str, ...] = ()
 
 
 def fit(
@@ -148,7 +147,12 @@ def fit(
     """
     trained = trained or model
     with precision(options.precision, next(model.parameters()).device):
-        lr = _find_lr(trained, objectives, groups, options, seed) if options.lr == "auto" else options.lr
+        notes: tuple[str, ...] = ()
+        if options.lr == "auto":
+            lr = _find_lr(trained, objectives, groups, options, seed)
+            notes = (f"The learning-rate finder chose {lr:.2g}.",)
+        else:
+            lr = options.lr
         run = _Run(trained, objectives, options, lr, groups, state_file)
         torch.manual_seed(seed)
         run.restore()
@@ -159,7 +163,7 @@ def fit(
             if progress:
                 progress.epoch_done(run.epoch, options.epochs, figures)
     load_weights(trained, run.best_weights)
-    return FitResult(run.curves(), run.best_figures, run.stopped, lr)
+    return FitResult(run.curves(), run.best_figures, run.stopped, notes)
 
 
 def _score(figures: dict[str, float], best_by: tuple[str, bool]) -> float:
@@ -306,37 +310,6 @@ class _Run:
             torch.cuda.set_rng_state(tensors["rng_cuda"])
 
 
-def save_state(path: Path | None, tensors: Weights, facts: dict[str, Any]) -> None:
-    """Write a resume state in one atomic file: tensors, and facts as JSON in its header."""
-    if path is not None:
-        # The library refuses tensors that share memory, as the best weights and the current ones may.
-        copies = {name: value.clone() for name, value in tensors.items()}
-        write_atomic(path, safetensors.torch.save(copies, {"facts": json.dumps(facts)}))
-
-
-def load_state(path: Path | None) -> tuple[Weights, dict[str, Any]] | None:
-    """Read a resume state; None where there is none.
-
-    Raises:
-        CheckpointError: The file is damaged.
-    """
-    if path is None or not path.exists():
-        return None
-    try:
-        with safetensors.safe_open(path, framework="pt") as stream:
-            facts = json.loads(stream.metadata()["facts"])
-            return {name: stream.get_tensor(name) for name in stream.keys()}, facts  # noqa: SIM118 - no mapping
-    except Exception as error:
-        raise CheckpointError(
-            f"the state of the interrupted run in {path} can't be read ({error}): delete its folder and start again"
-        ) from error
-
-
-def part(tensors: Weights, prefix: str) -> Weights:
-    """Return the tensors under a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
 def one_cycle(step: int, total: int, *, warm_up: float = 0.25, start: float = 0.04, end: float = 1e-3) -> float:
     """Return the share of the peak learning rate at a step: linear up, cosine down."""
     peak = max(1, round(total * warm_up))
@@ -396,50 +369,16 @@ def _find_lr(
     options: TrainOptions,
     seed: int,
 ) -> float:
-    curve = lr_range_test(trained, objectives, groups, options, seed)
-    return suggest_lr(curve)
-
-
-def lr_range_test(
-    trained: torch.nn.Module,
-    objectives: Sequence[Objective],
-    groups: Sequence[ParameterGroup],
-    options: TrainOptions,
-    seed: int,
-    *,
-    low: float = 1e-5,
-    high: float = 0.3,
-    steps: int = 80,
-) -> Curve:
-    """Raise the learning rate exponentially and record the smoothed loss (Smith 2017, arXiv:1506.01186).
-
-    The weights are put back afterwards.
-    """
+    """Return the rate that the learning-rate finder suggests; the weights are put back afterwards."""
     before = weights_of(trained)
-    fixed = options.model_copy(update={"lr": low, "schedule": "constant"})
-    run = _Run(trained, objectives, fixed, low, groups, None)
+    run = _Run(trained, objectives, options.model_copy(update={"schedule": "constant"}), 0.0, groups, None)
     torch.manual_seed(seed)
-    rates: list[float] = []
-    losses: list[float] = []
-    smooth = 0.0
-    for step in range(steps):
-        run.lr = low * (high / low) ** (step / (steps - 1))
-        try:
-            value = run.train_step()
-        except DataError:
-            if not losses:
-                raise
-            break
-        smooth = 0.9 * smooth + 0.1 * value
-        losses.append(smooth / (1 - 0.9 ** (step + 1)))
-        rates.append(run.lr)
-        if losses[-1] > 3 * min(losses):
-            break
-    load_weights(trained, before)
-    return Curve(name="learning-rate finder", x_label="learning rate", x=rates, y=losses)
 
+    def train_step(lr: float) -> float:
+        run.lr = lr
+        return run.train_step()
 
-def suggest_lr(curve: Curve) -> float:
-    """Return the rate a third of a decade before the loss was lowest: still falling, not yet at the edge."""
-    lowest = min(range(len(curve.y)), key=curve.y.__getitem__)
-    return curve.x[lowest] / 10 ** (1 / 3)
+    try:
+        return suggest_lr(lr_range_test(train_step))
+    finally:
+        load_weights(trained, before)

@@ -29,9 +29,9 @@ from headwater.federated.simulation import LocalCohort
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
 from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
 from headwater.registry import lookup
+from headwater.resume_state import load_state, save_state
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks.classification import Classification, class_probabilities
-from headwater.trainer import load_state, save_state
 from headwater.weights import Weights, load_weights, weights_of
 
 _SIMULATED = "A simulation: the noise comes from the seed, and the figures of each round are not noised."

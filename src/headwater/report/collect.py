@@ -73,8 +73,8 @@ def same_test(first: StageRecord, second: StageRecord) -> bool:
 
 
 def ancestors(record: StageRecord, records: Sequence[StageRecord]) -> list[StageRecord]:
-    """Return the stages that this one came from, nearest first."""
-    by_identity = {candidate.identity: candidate for candidate in records if candidate.identity}
+    """Return the stages that this one came from, nearest first; of equal models the first one made."""
+    by_identity = {made.identity: made for made in reversed(records) if made.identity}
     found: list[StageRecord] = []
     waiting = [parent.identity for parent in record.parents]
     while waiting:

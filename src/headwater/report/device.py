@@ -42,10 +42,11 @@ def final_artifact(records: Sequence[StageRecord]) -> StageRecord | None:
 
 def size_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
     """Return what the table of sizes shows: one line for transfer runs on as many rows, or None without sizes."""
-    merged: dict[tuple[object, ...], list[StageRecord]] = {}
-    for record in (record for record in records if total(record)):
-        alike = record.config.get("rows") if record.verb == "transfer" else record.name
-        merged.setdefault((record.verb, alike), []).append(record)
+    merged: dict[object, list[StageRecord]] = {}
+    for number, record in enumerate(records):
+        if total(record):
+            alike = ("rows", record.config.get("rows")) if record.verb == "transfer" else ("stage", number)
+            merged.setdefault(alike, []).append(record)
     if not merged:
         return None
     lines = [size_line(group, records) for group in merged.values()]

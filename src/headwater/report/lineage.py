@@ -25,10 +25,11 @@ class Node:
     title: str
     lines: list[str]
     tip: str
-    members: list[str]
-    """A key of each stage: names may stand twice under one folder."""
+    made: set[str]
+    """The identities of the models that it made."""
     parents: set[str] = field(default_factory=set)
-    """Their identities."""
+    """The identities of the models that it started from."""
+    several: bool = False
     outside: bool = False
     depth: int = 0
 
@@ -44,13 +45,11 @@ def build_nodes(records: Sequence[StageRecord]) -> list[Node]:
     nodes = [node_of(group) for group in grouped(records)]
     known = {record.identity for record in records}
     outside: dict[str, Node] = {}
-    for record in records:
-        for parent in record.parents:
-            if parent.identity not in known and parent.identity not in outside:
-                lines = [fmt.fit(parent.name, NAME_COLUMNS), ELSEWHERE]
-                tip = f"{parent.name}, identity {parent.identity[:12]}: its record is {ELSEWHERE}"
-                node = Node(fmt.verb_label(parent.verb), lines, tip, [parent.identity], outside=True)
-                outside[parent.identity] = node
+    for parent in (parent for record in records for parent in record.parents):
+        if parent.identity not in known:
+            lines = [fmt.fit(parent.name, NAME_COLUMNS), ELSEWHERE]
+            tip = f"{parent.name}, identity {parent.identity[:12]}: its record is {ELSEWHERE}"
+            outside[parent.identity] = Node(fmt.verb_label(parent.verb), lines, tip, {parent.identity}, outside=True)
     nodes = [*outside.values(), *nodes]
     set_depths(nodes)
     return sorted(nodes, key=lambda node: node.depth)
@@ -59,18 +58,13 @@ def build_nodes(records: Sequence[StageRecord]) -> list[Node]:
 def grouped(records: Sequence[StageRecord]) -> list[list[StageRecord]]:
     """Put runs that do the same to the same rows together; a transfer from scratch belongs too."""
     groups: dict[object, list[StageRecord]] = {}
-    for record in records:
+    for number, record in enumerate(records):
         use = trained_on(record)
         parents = () if record.verb == "transfer" else tuple(sorted(parent.identity for parent in record.parents))
         key: object = (record.verb, use.path if use else "", parents)
         chained = any(earlier in ancestors(record, records) for earlier in groups.get(key, []))
-        groups.setdefault(key_of(record) if chained else key, []).append(record)
+        groups.setdefault(number if chained else key, []).append(record)
     return list(groups.values())
-
-
-def key_of(record: StageRecord) -> str:
-    """Return what tells the stage from all others: its product's identity, or when it began."""
-    return record.identity or f"{record.started} {record.name}"
 
 
 def node_of(group: Sequence[StageRecord]) -> Node:
@@ -88,9 +82,9 @@ def node_of(group: Sequence[StageRecord]) -> Node:
     names = [record.name for record in group]
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     tip = f"{title}: {shown}" + (f"; accuracy {span}" if found else "")
-    members = [key_of(record) for record in group]
-    parents = {parent.identity for record in group for parent in record.parents} - set(members)
-    return Node(title, [fmt.fit(name, NAME_COLUMNS), span], tip, members, parents)
+    made = {record.identity for record in group if record.identity}
+    parents = {parent.identity for record in group for parent in record.parents} - made
+    return Node(title, [fmt.fit(name, NAME_COLUMNS), span], tip, made, parents, several=many)
 
 
 def total_size(record: StageRecord) -> str:
@@ -100,11 +94,15 @@ def total_size(record: StageRecord) -> str:
 
 def set_depths(nodes: Sequence[Node]) -> None:
     """Put each node one step after the last of its parents; damaged records that form a ring end too."""
-    by_member = {member: node for node in nodes for member in node.members}
     for _ in nodes:
         for node in nodes:
-            above = [by_member[key].depth for key in node.parents if by_member[key] is not node]
+            above = [other.depth for other in above_of(node, nodes)]
             node.depth = min(max(above, default=-1) + 1, len(nodes) - 1)
+
+
+def above_of(node: Node, nodes: Sequence[Node]) -> list[Node]:
+    """Return the nodes that it started from: a matrix of runs is one, whichever of its runs was taken."""
+    return [other for other in nodes if other is not node and not node.parents.isdisjoint(other.made)]
 
 
 def draw(nodes: Sequence[Node], *, across: bool) -> Markup:
@@ -114,7 +112,7 @@ def draw(nodes: Sequence[Node], *, across: bool) -> Markup:
     step = NODE_WIDTH + GAP_ALONG if across else NODE_HEIGHT + GAP_ALONG
     side = NODE_HEIGHT + GAP_ACROSS if across else NODE_WIDTH + GAP_ACROSS
     seen: dict[int, int] = {}
-    places: dict[str, tuple[float, float]] = {}
+    places: dict[int, tuple[float, float]] = {}
     boxes: list[Markup] = []
     for node in nodes:
         index = seen.get(node.depth, 0)
@@ -122,12 +120,10 @@ def draw(nodes: Sequence[Node], *, across: bool) -> Markup:
         along = 2 + node.depth * step
         aside = 2 + (index + (widest - depths.count(node.depth)) / 2) * side
         x, y = (along, aside) if across else (aside, along)
-        places.update(dict.fromkeys(node.members, (x, y)))
+        places[id(node)] = (x, y)
         boxes.append(box(node, x, y))
     edges = [
-        edge(places[parent], places[node.members[0]], across=across)
-        for node in nodes
-        for parent in representatives(node, nodes)
+        edge(places[id(parent)], places[id(node)], across=across) for node in nodes for parent in above_of(node, nodes)
     ]
     long, short = 4 + (max(depths) + 1) * step - GAP_ALONG, 4 + widest * side - GAP_ACROSS
     width, height = (long, short) if across else (short, long)
@@ -135,22 +131,16 @@ def draw(nodes: Sequence[Node], *, across: bool) -> Markup:
     return drawing([*edges, *boxes], width=width, height=height, label=label, class_="natural")
 
 
-def representatives(node: Node, nodes: Sequence[Node]) -> list[str]:
-    """Return one parent for each node above, so that a matrix of runs has one line to the next stage."""
-    above = (other for other in nodes if other is not node and node.parents.intersection(other.members))
-    return [other.members[0] for other in above]
-
-
 def describe(node: Node, nodes: Sequence[Node]) -> str:
     """Say a node aloud."""
-    above = [other.title for other in nodes if other is not node and node.parents.intersection(other.members)]
+    above = [other.title for other in above_of(node, nodes)]
     return f"{node.tip}" + (f", from {' and '.join(above)}" if above else "")
 
 
 def box(node: Node, x: float, y: float) -> Markup:
     """Draw a node."""
     parts = [tag("title", node.tip)]
-    if len(node.members) > 1:
+    if node.several:
         parts.append(tag("rect", x=x + 5, y=y + 5, width=NODE_WIDTH - 6, height=NODE_HEIGHT - 6, rx=9, class_="under"))
     parts.append(tag("rect", x=x, y=y, width=NODE_WIDTH - 6, height=NODE_HEIGHT - 6, rx=9))
     parts.append(text(node.title, x + 13, y + 21, class_="verb"))

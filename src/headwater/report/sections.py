@@ -99,9 +99,9 @@ def training_facts(records: Sequence[StageRecord]) -> Facts | None:
 def coverage_facts(records: Sequence[StageRecord]) -> Facts | None:
     """Return the vocabulary coverages: of runs on as many rows the first, with the span of the others."""
     found: dict[str, Facts] = {}
-    for record in records:
+    for number, record in enumerate(records):
         if record.coverage:
-            key = str(record.config.get("rows")) if record.verb == "transfer" else record.name
+            key = str(record.config.get("rows")) if record.verb == "transfer" else f"stage {number}"
             line = found.setdefault(key, {"coverage": record.coverage, "stages": [], "shares": []})
             line["stages"].append(record.name)
             line["shares"].append(record.coverage.tokens_share)
@@ -150,7 +150,6 @@ def appendix_facts(records: Sequence[StageRecord]) -> Facts | None:
     for record in records:
         facts = {
             "record": record,
-            "identity": record.identity,
             "config": [(key, plain(value)) for key, value in sorted(record.config.items())],
             "model": [(key, plain(value)) for key, value in sorted(record.model.items())],
             "versions": sorted(record.versions.items()),

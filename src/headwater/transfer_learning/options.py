@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from headwater.config import DataOptions, RunOptions
-from headwater.features.tokenizers import TokenizerName
+from headwater.features.tokenizers import TOKENIZERS
 from headwater.registry import name_in
 from headwater.trainer import TrainOptions
 from headwater.transfer_learning import METHODS
@@ -22,8 +22,8 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers)
     or `multitask` (learn the source's task beside the target's)."""
-    tokenizer: Literal["source"] | TokenizerName = "source"
-    """How the target's text is split; `source` splits as the source does."""
+    tokenizer: Annotated[str, name_in("headwater.tokenizers", TOKENIZERS, "source")] = "source"
+    """How the target's text is split: `word`, `char`, `bpe` or `jieba`; `source` splits as the source does."""
     max_length: Annotated[int, Field(ge=0)] = 0
     """Tokens a row at most; 0 keeps the source's limit."""
     freeze: Freeze = "none"

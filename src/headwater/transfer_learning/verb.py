@@ -45,6 +45,7 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
     }
     if result:
         facts |= {"curves": result.curves, "stopped": result.stopped}
+        facts["notes"] += result.notes
     return Outcome(checkpoint, facts, (source,))
 
 

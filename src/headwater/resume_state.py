@@ -1,0 +1,44 @@
+"""What an interrupted run continues from: one file of tensors, with plain facts in its header; never pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from headwater.errors import CheckpointError
+from headwater.files import write_atomic
+from headwater.weights import Weights
+
+
+def save_state(path: Path | None, tensors: Weights, facts: dict[str, Any]) -> None:
+    """Write a resume state in one atomic file: tensors, and facts as JSON in its header."""
+    if path is not None:
+        # The library refuses tensors that share memory, as the best weights and the current ones may.
+        copies = {name: value.clone() for name, value in tensors.items()}
+        write_atomic(path, safetensors.torch.save(copies, {"facts": json.dumps(facts)}))
+
+
+def load_state(path: Path | None) -> tuple[Weights, dict[str, Any]] | None:
+    """Read a resume state; None where there is none.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    if path is None or not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as stream:
+            facts = json.loads(stream.metadata()["facts"])
+            return {name: stream.get_tensor(name) for name in stream.keys()}, facts  # noqa: SIM118 - no mapping
+    except Exception as error:
+        raise CheckpointError(
+            f"the state of the interrupted run in {path} can't be read ({error}): delete its folder and start again"
+        ) from error
+
+
+def part(tensors: Weights, prefix: str) -> Weights:
+    """Return the tensors under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
