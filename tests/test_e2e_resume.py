@@ -15,22 +15,17 @@ from headwater.records import StageRecord
 pytestmark = pytest.mark.e2e
 
 DRIVER = """
-import sys, time
-import headwater.resume_state, headwater.trainer
+import sys
+import headwater.trainer
 headwater.trainer.AUTOSAVE_SECONDS = -1.0  # save after each step
-write = headwater.resume_state.write_atomic
-def write_and_wait(*arguments):
-    write(*arguments)
-    time.sleep({pause})
-headwater.resume_state.write_atomic = write_and_wait
 from headwater.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def start(*arguments, pause=0.0):
+def start(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER.format(pause=pause), *map(str, arguments)],
+        [sys.executable, "-c", DRIVER, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -48,8 +43,7 @@ def stopped(command, out, number):
     """Start a command, send a signal as soon as it has saved a new state, and return what it said."""
     state = out.with_name(out.name + ".partial") / ".state.safetensors"
     before = state.stat().st_mtime_ns if state.exists() else None
-    # It waits after each state: on a busy machine it would else be done before this loop has looked.
-    process = start(*command, pause=0.2)
+    process = start(*command)
     while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
         time.sleep(0.002)
     process.send_signal(number)
