@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from headwater.checkpoint import ModelConfig
-from headwater.data.batches import Examples
+from headwater.data.examples import Examples
 from headwater.data.rows import Rows
 from headwater.features.text import SPECIAL, TextFeaturizer, TextOptions
 from headwater.model import DropoutOptions, EncoderOptions

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.data.batches import Examples, Shuffler
+from headwater.data.batches import Shuffler, batch_of
+from headwater.data.examples import Examples
 from headwater.features.text import PAD
+from headwater.inference import run_all
 
 ROWS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=90)
 
@@ -69,11 +71,9 @@ def test_a_batch_larger_than_the_rows_is_all_of_them():
 @given(rows=ROWS, size=st.integers(1, 40))
 def test_batches_in_order_can_be_put_back_in_order(rows, size):
     examples = numbered(rows)
-    restored = np.full(len(rows), -1)
-    for numbers, batch in examples.in_order(size):
-        restored[numbers] = batch.targets_B.numpy()
-        assert len(numbers) <= size
-    assert restored.tolist() == list(range(len(rows)))
+    assert all(len(numbers) <= size for numbers in examples.in_order(size))
+    sums = run_all(lambda tokens_BT, lengths_B: np.stack([tokens_BT.sum(1), lengths_B], 1), examples, size)
+    assert sums.tolist() == [[sum(row), len(row)] for row in rows]
 
 
 @pytest.mark.parametrize("chosen", [[2], [2, 0], [1, 1, 0]])
@@ -82,12 +82,12 @@ def test_taken_rows_are_the_rows_in_the_given_order(chosen):
     taken = numbered(rows).take(np.array(chosen))
     assert taken.targets_N.tolist() == chosen
     for place, row in enumerate(chosen):
-        batch = taken.batch(np.array([place]))
+        batch = batch_of(taken, np.array([place]))
         assert batch.tokens_BT[0].tolist() == rows[row]
 
 
 def test_rows_without_labels_have_no_targets():
-    batch = Examples([[1, 2], [3]]).batch(np.array([1, 0]))
+    batch = batch_of(Examples([[1, 2], [3]]), np.array([1, 0]))
     assert batch.targets_B.shape == (0,)
     assert batch.tokens_BT.tolist() == [[3, 0], [1, 2]]
     assert batch.lengths_B.tolist() == [1, 2]

@@ -137,6 +137,20 @@ def test_a_file_that_was_never_listed_is_not_read(tmp_path, name):
         Checkpoint.load(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (HEAD, torch.zeros(2, 2), r"has \(2, 2\) for 'head.linear.weight' of client 'ann'"),
+        ("head.linear.wait", torch.zeros(1), "'head.linear.wait' of client 'ann' where config.json says none"),
+    ],
+)
+def test_a_clients_own_weights_must_fit_the_model(tmp_path, name, value, said):
+    checkpoint = small_checkpoint()
+    replace(checkpoint, personal=personal(checkpoint, "bob") | {"ann": {name: value}}).save(tmp_path / "c")
+    with pytest.raises(CheckpointError, match=said):
+        Checkpoint.load(tmp_path / "c")
+
+
 def test_a_note_beside_the_files_does_no_harm(folder):
     (folder / "notes.txt").write_text("mine")
     Checkpoint.load(folder)

@@ -296,6 +296,9 @@ def test_an_interruption_says_how_to_go_on(place, capsys, monkeypatch):
     monkeypatch.setattr("headwater.pretraining.pretrain", interrupted)
     assert main(["pretrain", "--data", "train.csv", "--out", "model"]) == 130
     assert capsys.readouterr().err == "headwater: interrupted; the same command with --resume continues\n"
+    monkeypatch.setattr("headwater.prediction.predict", interrupted)
+    assert main(["predict", "model", "--text", "w1"]) == 130
+    assert capsys.readouterr().err == "headwater: interrupted\n"  # there is nothing to resume
 
 
 def test_evaluate_prints_one_flat_object(model, capsys):

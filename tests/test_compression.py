@@ -14,7 +14,6 @@ from headwater.checkpoint import Checkpoint
 from headwater.compression.int8 import quantize, quantize_rows
 from headwater.compression.verb import CompressOptions, compress
 from headwater.errors import ConfigError, DataError
-from headwater.inference import checkpoint_predictor, row_probabilities
 from headwater.records import StageRecord
 
 MATRICES = arrays.arrays(
@@ -91,11 +90,11 @@ def test_the_file_has_less_than_30_percent(tmp_path):
 def test_figures_before_and_after_and_the_agreement_are_recorded(tmp_path):
     checkpoint = small_checkpoint()
     texts = sentences(60)
-    truth = [LABELS[n] for n in checkpoint_predictor(checkpoint).probabilities(texts).argmax(1)]
+    truth = [LABELS[n] for n in checkpoint.predictor().probabilities(texts).argmax(1)]
     data = write_rows(tmp_path / "rows.csv", texts, truth)
     made = compress(checkpoint, CompressOptions(out=tmp_path / "c", data=data, quiet=True))
     numbers = [LABELS.index(label) for label in truth]
-    before, after = (checkpoint_predictor(model).probabilities(texts) for model in (checkpoint, made))
+    before, after = (model.predictor().probabilities(texts) for model in (checkpoint, made))
     hits = float((after.argmax(1) == numbers).mean())
     record = StageRecord.load(tmp_path / "c")
     assert record.metrics["before"]["accuracy"] == 1.0
@@ -124,11 +123,11 @@ def test_the_clients_own_weights_stay_in_float32_and_are_measured_by_client(tmp_
     from headwater.data.rows import read_rows
 
     rows = read_rows(str(tmp_path / "rows.csv"), text="text", label="label", client="client")
-    own = row_probabilities(made, rows)
+    own = made.probabilities(rows)
     for number, client in enumerate(clients):
-        of = checkpoint_predictor(made, client if client != "stranger" else None)
+        of = made.predictor(client if client != "stranger" else None)
         np.testing.assert_allclose(own[number], of.probabilities([texts[number]])[0], atol=1e-6)
-    shared = checkpoint_predictor(made).probabilities(texts)
+    shared = made.predictor().probabilities(texts)
     assert np.abs(own - shared)[:2].max() > 1e-3
     accuracy = StageRecord.load(tmp_path / "c").metrics["after"]["accuracy"]
     assert accuracy == pytest.approx(float((own.argmax(1) == 0).mean()))

@@ -15,8 +15,9 @@ from headwater.records import StageRecord
 pytestmark = pytest.mark.e2e
 
 DRIVER = """
-import sys
+import signal, sys
 import headwater.trainer
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 headwater.trainer.AUTOSAVE_SECONDS = -1.0  # save after each step
 from headwater.cli import main
 sys.exit(main(sys.argv[1:]))

@@ -21,8 +21,8 @@ from headwater.deployment.onnx_target import OnnxTarget
 from headwater.deployment.verb import ExportOptions, export
 from headwater.deployment.verify import random_batches, rounding, verify
 from headwater.errors import CheckpointError, ConfigError, ExportError, OutputError
-from headwater.inference import checkpoint_predictor, torch_runner
 from headwater.records import StageRecord
+from headwater.tasks.classification import torch_runner
 
 POOLINGS = ("last", "max", "mean", "concat")
 
@@ -187,7 +187,7 @@ def test_an_artifact_has_the_checkpoints_files_and_goes_on_with_its_lineage(tmp_
     made.save(tmp_path / "m")
     checkpoint = Checkpoint.load(tmp_path / "m")
     texts = sentences(40)
-    truth = [LABELS[n] for n in checkpoint_predictor(checkpoint).probabilities(texts).argmax(1)]
+    truth = [LABELS[n] for n in checkpoint.predictor().probabilities(texts).argmax(1)]
     data = write_rows(tmp_path / "rows.csv", texts, truth)
     artifact = export(checkpoint, ExportOptions(out=tmp_path / "a", data=data, quiet=True))
     for name in ("config.json", "vocabulary.json"):
@@ -261,8 +261,8 @@ def test_a_clients_own_model(tmp_path, stored):
     artifact = export(checkpoint, ExportOptions(out=tmp_path / "a", client="bob", quiet=True))
     texts = sentences(20)
     given = artifact.predictor().probabilities(texts)
-    np.testing.assert_allclose(given, checkpoint_predictor(checkpoint, "bob").probabilities(texts), atol=1e-5)
-    assert np.abs(given - checkpoint_predictor(checkpoint).probabilities(texts)).max() > 1e-2
+    np.testing.assert_allclose(given, checkpoint.predictor("bob").probabilities(texts), atol=1e-5)
+    assert np.abs(given - checkpoint.predictor().probabilities(texts)).max() > 1e-2
     stored_head = {c.name: c.data_type for c in onnx.load(tmp_path / "a" / "model.onnx").graph.initializer}
     assert stored_head[HEAD] == onnx.TensorProto.FLOAT
     with pytest.raises(CheckpointError, match="no model of client 'eve'"):

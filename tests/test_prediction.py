@@ -49,7 +49,7 @@ def test_artifact_equals_checkpoint(folders, one, other):
 def test_the_order_of_the_texts_is_kept(folders, name, monkeypatch):
     predictor = load_predictor(folders / name)
     alone = np.concatenate([predictor.probabilities([text]) for text in TEXTS])
-    monkeypatch.setattr("headwater.inference.batches.__defaults__", (7,))
+    monkeypatch.setattr("headwater.inference.run_all.__defaults__", (7,))
     together = predictor.probabilities(TEXTS)
     assert together.dtype == np.float32
     np.testing.assert_allclose(together, alone, atol=1e-6)

@@ -9,7 +9,8 @@ from helpers import toy_config, toy_examples, toy_model
 from sklearn.metrics import f1_score
 from torch.nn import functional as F
 
-from headwater.data.batches import Examples
+from headwater.data.batches import batch_of
+from headwater.data.examples import Examples
 from headwater.errors import ConfigError
 from headwater.features.text import END, UNKNOWN
 from headwater.metrics import ClassificationCounts
@@ -39,7 +40,7 @@ def test_every_task_in_the_table_is_tested_here():
 def test_the_loss_falls_by_a_fifth_on_a_toy_set(name):
     model, task = prepared(name)
     examples = toy_examples(40)
-    batch = examples.batch(np.arange(40))
+    batch = batch_of(examples, np.arange(40))
     first = task.count(model, examples, 16).figures()["loss"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     model.train()
@@ -75,7 +76,7 @@ def test_the_size_of_a_batch_changes_no_figure(name):
 def test_padding_changes_no_loss_and_no_gradient(name):
     model, task = prepared(name)
     model.eval()
-    batch = toy_examples(12).batch(np.arange(12))
+    batch = batch_of(toy_examples(12), np.arange(12))
     tokens = F.pad(batch.tokens_BT, (0, 4))
     behind = torch.arange(tokens.shape[1]) >= batch.lengths_B.unsqueeze(1)
     wider = replace(batch, tokens_BT=tokens.masked_fill(behind, 7))
@@ -93,7 +94,7 @@ def test_the_mean_loss_of_training_is_the_counted_loss(name):
     model, task = prepared(name)
     model.eval()
     examples = toy_examples(12)
-    loss = float(task.loss(model, examples.batch(np.arange(12))).detach())
+    loss = float(task.loss(model, batch_of(examples, np.arange(12))).detach())
     assert task.count(model, examples, 5).figures()["loss"] == pytest.approx(loss, rel=1e-5)
 
 
@@ -108,10 +109,10 @@ def test_a_representation_refuses_to_learn_and_to_count(name):
     config = toy_config(task={"name": name})
     model, task, examples = toy_model(config), config.make_task(), toy_examples(4)
     with pytest.raises(ConfigError, match="transfer it"):
-        task.loss(model, examples.batch(np.arange(4)))
+        task.loss(model, batch_of(examples, np.arange(4)))
     with pytest.raises(ConfigError, match="transfer it"):
         task.count(model, examples, 4)
-    batch = examples.batch(np.arange(4))
+    batch = batch_of(examples, np.arange(4))
     assert model(batch.tokens_BT, batch.lengths_B).shape == (4, batch.tokens_BT.shape[1], 10)
 
 
@@ -160,7 +161,7 @@ def test_a_language_model_predicts_each_token_and_the_end():
     counts = task.count(model, examples, 4)
     assert counts.tokens == len(examples.tokens) + len(examples)
     assert counts.figures()["perplexity"] == pytest.approx(np.exp(counts.figures()["loss"]))
-    _, targets = task._predict(model, examples.batch(np.arange(9)))
+    _, targets = task._predict(model, batch_of(examples, np.arange(9)))
     assert int((targets == END).sum()) == 9
 
 
@@ -168,8 +169,8 @@ def test_a_language_model_never_reads_ahead():
     model, task = prepared("language_modeling", layers=2)
     model.eval()
     row = [5, 6, 7, 8, 9]
-    before, _ = task._predict(model, Examples([row]).batch(np.arange(1)))
-    after, _ = task._predict(model, Examples([[*row[:3], UNKNOWN, 11]]).batch(np.arange(1)))
+    before, _ = task._predict(model, batch_of(Examples([row]), np.arange(1)))
+    after, _ = task._predict(model, batch_of(Examples([[*row[:3], UNKNOWN, 11]]), np.arange(1)))
     torch.testing.assert_close(after[:4], before[:4])
     assert not torch.allclose(after[4], before[4])
 

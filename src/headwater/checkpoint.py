@@ -21,20 +21,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from headwater.config import Config
+from headwater.data.rows import Rows
 from headwater.errors import CheckpointError, ConfigError
 from headwater.features.text import TOKENIZER_FILE, VOCABULARY_FILE, TextFeaturizer, TextOptions
 from headwater.files import sha256_bytes, write_atomic
 from headwater.folder import CARD_FILE, CONFIG_FILE, LINEAGE_FILE, check_seal, seal
+from headwater.inference import Predictor
 from headwater.lineage import Lineage
 from headwater.model import DropoutOptions, Encoder, EncoderOptions, SequenceModel
 from headwater.tasks import Task, task_class
-from headwater.weights import Weights
+from headwater.tasks.classification import torch_runner
+from headwater.weights import Weights, load_weights
 
 FORMAT: Final = "headwater.checkpoint/1"
 MODEL_FILE = "model.safetensors"
@@ -122,6 +126,40 @@ class Checkpoint:
             model = self.config.build()
         model.load_state_dict(self.weights(client))
         return model.eval()
+
+    def predictor(self, client: str | None = None) -> Predictor:
+        """Return the predictor of a classifier, of one client's own model if asked.
+
+        Raises:
+            ConfigError: The model is no classifier.
+            CheckpointError: The checkpoint knows no such client.
+        """
+        return self._predictor(self.model(client))
+
+    def probabilities(self, rows: Rows) -> np.ndarray:
+        """Return each row's class probabilities (N, K), by its client's own model where there is one.
+
+        Raises:
+            ConfigError: The model is no classifier.
+        """
+        model, shared = self.model(), self.weights()
+        predictor = self._predictor(model)
+        own = {client: found for client, found in rows.by_client().items() if client in self.personal}
+        rest = np.setdiff1d(np.arange(len(rows)), np.concatenate([*own.values(), np.empty(0, dtype=np.int64)]))
+        probabilities_NK = np.empty((len(rows), len(self.labels)), dtype=np.float32)
+        probabilities_NK[rest] = predictor.probabilities([rows.texts[i] for i in rest])
+        for client, found in own.items():
+            load_weights(model, shared | self.personal[client])
+            probabilities_NK[found] = predictor.probabilities([rows.texts[i] for i in found])
+        return probabilities_NK
+
+    def _predictor(self, model: SequenceModel) -> Predictor:
+        if not self.labels:
+            raise ConfigError(
+                f"a {self.config.task['name']} model has no labels to predict: "
+                "transfer it to labelled rows first, and use that checkpoint"
+            )
+        return Predictor(self.labels, self.featurizer, tuple(sorted(self.personal)), torch_runner(model))
 
     def with_model(self, model: SequenceModel, **changes: Any) -> Checkpoint:
         """Return a checkpoint of the same make with another model's weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -14,8 +14,11 @@ from headwater.data.table import write_table
 from headwater.deployment.artifact import ARTIFACT_FILE, Artifact
 from headwater.errors import CheckpointError, ConfigError, OutputError
 from headwater.evaluation import Evaluation
-from headwater.inference import Predictor, checkpoint_predictor, row_probabilities
+from headwater.inference import Predictor
 from headwater.statistics import worst_decile
+
+if TYPE_CHECKING:
+    from headwater.checkpoint import Checkpoint
 
 
 class EvaluateOptions(Config):
@@ -68,7 +71,7 @@ def load_predictor(path: str | Path, *, client: str | None = None, threads: int 
                 f"{path} holds one model, {whose}: export the checkpoint again with --client {client}"
             )
         return predictor
-    return checkpoint_predictor(_checkpoint(path, threads), client)
+    return _checkpoint(path, threads).predictor(client)
 
 
 def evaluate(path: str | Path, options: EvaluateOptions) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def evaluate(path: str | Path, options: EvaluateOptions) -> dict[str, Any]:
         examples = rows.encode(checkpoint.featurizer, ())
         return {**checkpoint.config.make_task().count(checkpoint.model(), examples, 64).figures()}
     rows = _labelled(options, checkpoint.labels)
-    return _figures(rows, checkpoint.labels, row_probabilities(checkpoint, rows))
+    return _figures(rows, checkpoint.labels, checkpoint.probabilities(rows))
 
 
 def predict(path: str | Path, options: PredictOptions) -> dict[str, Any]:
@@ -130,7 +133,7 @@ def predict(path: str | Path, options: PredictOptions) -> dict[str, Any]:
     return {"rows": len(texts), "out": str(options.out)}
 
 
-def _checkpoint(path: str | Path, threads: int) -> Any:
+def _checkpoint(path: str | Path, threads: int) -> Checkpoint:
     import torch
 
     from headwater.checkpoint import Checkpoint

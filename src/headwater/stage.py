@@ -245,9 +245,9 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 
 def _worked(partial: Path) -> float:
-    """Return the seconds from the beginning of the last attempt to the last file that it saved."""
+    """Return the seconds from the beginning of the last attempt to the last state that it saved."""
     began = (partial / _RUN_FILE).stat().st_mtime
-    return max(path.stat().st_mtime for path in partial.iterdir()) - began
+    return max([0.0, *(path.stat().st_mtime - began for path in partial.glob(f"*{_STATE_FILE}"))])
 
 
 def _same(stored: dict[str, Any], asked: dict[str, Any], where: Path) -> None:

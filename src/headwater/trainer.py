@@ -18,7 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from headwater.config import Config
-from headwater.data.batches import Batch, Examples, Shuffler
+from headwater.data.batches import Batch, Shuffler
+from headwater.data.examples import Examples
 from headwater.errors import ConfigError, DataError
 from headwater.lr_finder import lr_range_test, suggest_lr
 from headwater.model import SequenceModel

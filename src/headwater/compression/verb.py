@@ -10,7 +10,6 @@ from headwater.comparison import Comparison, MeasureOptions, measuring_rows
 from headwater.compression import COMPRESSORS, compressor
 from headwater.config import RunOptions
 from headwater.errors import ConfigError
-from headwater.inference import row_probabilities
 from headwater.registry import name_in
 from headwater.stage import Outcome, run_stage
 
@@ -57,7 +56,7 @@ def _work(checkpoint: Checkpoint, options: CompressOptions) -> Outcome:
     facts: dict[str, Any] = {"device": "cpu", "method": options.method}
     rows = measuring_rows(options, checkpoint.labels, options.client)
     if rows is not None:
-        before_NK, after_NK = row_probabilities(checkpoint, rows), row_probabilities(smaller, rows)
+        before_NK, after_NK = checkpoint.probabilities(rows), smaller.probabilities(rows)
         comparison = Comparison.of(rows, checkpoint.labels, before_NK, after_NK)
         facts |= comparison.facts()
         notes.append(f"The predicted label is the same on {comparison.agreement:.2%} of {len(rows):,} rows.")

@@ -10,19 +10,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from headwater.data.card import resolve
+from headwater.data.examples import Examples
 from headwater.data.table import read_table
 from headwater.errors import DataError, did_you_mean
 from headwater.features.text import TextFeaturizer
 from headwater.files import sha256_file
 from headwater.records import DataUse
-
-if TYPE_CHECKING:
-    from headwater.data.batches import Examples
 
 LEAST_HELD_OUT = 50
 """Fewer held-out rows would choose an epoch or a round by chance."""
@@ -87,8 +85,6 @@ class Rows:
         Raises:
             DataError: A row has a label that is not among `labels`.
         """
-        from headwater.data.batches import Examples  # brings torch, which a device may lack
-
         return Examples(featurizer.encode_all(self.texts), self.targets(labels))
 
     def targets(self, labels: Sequence[str]) -> list[int]:

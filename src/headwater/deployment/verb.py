@@ -22,7 +22,7 @@ from headwater.deployment.verify import rounding, verify
 from headwater.errors import ExportError
 from headwater.explain.occlusion import examples
 from headwater.files import write_atomic
-from headwater.inference import Predictor, Runner, checkpoint_predictor
+from headwater.inference import Predictor, Runner
 from headwater.records import Latency, Verification
 from headwater.registry import name_in
 from headwater.stage import Outcome, Workspace, run_stage
@@ -74,7 +74,7 @@ def export(checkpoint: Checkpoint, options: ExportOptions) -> Artifact:
 def _work(checkpoint: Checkpoint, options: ExportOptions, workspace: Workspace) -> Outcome:
     target = export_target(options.target)
     model = target.build(checkpoint.config, stored_weights(checkpoint, options.client))
-    reference = checkpoint_predictor(checkpoint, options.client)
+    reference = checkpoint.predictor(options.client)
     variants = _passing(target, model, checkpoint, reference, options)
     runners = {"torch": reference.run} | {name: variant.run for name, variant in variants.items()}
     latency = measure(runners, checkpoint.config.vocabulary_size, threads=torch.get_num_threads())

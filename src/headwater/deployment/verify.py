@@ -6,17 +6,15 @@ Shapes: N rows, B batch, T time, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from headwater.comparison import Comparison, agreement
 from headwater.features.text import PAD, UNKNOWN
-from headwater.inference import Runner, torch_runner
+from headwater.inference import Runner
+from headwater.model import SequenceModel
 from headwater.records import Verification
-
-if TYPE_CHECKING:
-    from headwater.model import SequenceModel
+from headwater.tasks.classification import torch_runner
 
 _BATCHES, _TIMES = (1, 3, 7), (1, 5, 33, 100)
 

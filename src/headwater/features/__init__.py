@@ -1,1 +1,4 @@
-"""Raw data to numbers. What a featurizer learned is saved with the model, so the device prepares text the same way."""
+"""Text to numbers: tokenizers, the vocabulary, word vectors. No torch here.
+
+What a featurizer learned from the training rows is saved with the model, so that a device prepares text the same way.
+"""

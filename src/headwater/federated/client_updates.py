@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from headwater.data.batches import Examples, Shuffler
+from headwater.data.batches import Shuffler
+from headwater.data.examples import Examples
 from headwater.federated.protocols import ClientId, Instruction, Update
 from headwater.model import SequenceModel
 from headwater.tasks import Task

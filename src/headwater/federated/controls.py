@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from headwater.data.batches import Examples
+from headwater.data.examples import Examples
 from headwater.evaluation import Evaluation
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.protocols import Instruction

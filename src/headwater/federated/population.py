@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from headwater.config import DataOptions
-from headwater.data.batches import Examples
+from headwater.data.examples import Examples
 from headwater.data.rows import Rows, choose, hold_out, label_set, read_rows, row_notes
 from headwater.errors import ConfigError, DataError
 from headwater.features.text import TextFeaturizer

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from headwater.data.batches import Examples
+from headwater.data.examples import Examples
 from headwater.weights import Weights
 
 ClientId = str

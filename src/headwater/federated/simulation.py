@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from headwater.data.batches import Examples
+from headwater.data.examples import Examples
 from headwater.federated.protocols import ClientId, ClientUpdate, Instruction, Update, UpdateTransform
 from headwater.federated.wire import pack_instruction, pack_update, unpack_instruction, unpack_update
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Protocol, Self
 from torch import Tensor, nn
 
 from headwater.config import Config
-from headwater.data.batches import Batch, Examples
+from headwater.data.batches import Batch
+from headwater.data.examples import Examples
 from headwater.model import Encoder, SequenceModel
 
 

@@ -13,7 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headwater.data.batches import Batch, Examples
+from headwater.data.batches import Batch
+from headwater.data.examples import Examples
+from headwater.inference import BATCH, Runner, run_all
 from headwater.metrics import ClassificationCounts
 from headwater.model import Encoder, Pooling, SequenceModel, pool
 from headwater.tasks.base import Task
@@ -63,33 +65,39 @@ class PooledLinear(nn.Module):
         return logits_BK
 
 
-@torch.inference_mode()
-def class_probabilities(model: SequenceModel, examples: Examples, batch_size: int = 256) -> np.ndarray:
-    """Return each row's class probabilities (N, K) in float32, in the order of the rows."""
+def torch_runner(model: SequenceModel) -> Runner:
+    """Return what runs a classifier in torch, on the device that holds its weights."""
     model.eval()
-    device = next(model.parameters()).device
-    out: list[tuple[np.ndarray, np.ndarray]] = []
-    for rows, host_batch in examples.in_order(batch_size):
-        batch = host_batch.to(device)
-        logits_BK = model(batch.tokens_BT, batch.lengths_B).float()
-        out.append((rows, logits_BK.softmax(1).cpu().numpy()))
-    probabilities = np.empty((len(examples), out[0][1].shape[1]), dtype=np.float32)
-    for rows, part in out:
-        probabilities[rows] = part
-    return probabilities
+
+    @torch.inference_mode()
+    def run(tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+        device = next(model.parameters()).device
+        logits_BK = model(torch.from_numpy(tokens_BT).to(device), torch.from_numpy(lengths_B).to(device))
+        # In float32 at least: a model that computes in bfloat16 would give coarse probabilities.
+        logits_BK = logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
+        probabilities_BK: np.ndarray = logits_BK.softmax(1).cpu().numpy()
+        return probabilities_BK
+
+    return run
 
 
-@torch.inference_mode()
-def pooled_states(model: SequenceModel, examples: Examples, batch_size: int = 256) -> np.ndarray:
+def class_probabilities(model: SequenceModel, examples: Examples, batch_size: int = BATCH) -> np.ndarray:
+    """Return each row's class probabilities (N, K) in float32, in the order of the rows."""
+    return run_all(torch_runner(model), examples, batch_size)
+
+
+def pooled_states(model: SequenceModel, examples: Examples, batch_size: int = BATCH) -> np.ndarray:
     """Return what a classifier's linear layer reads, (N, F) in float64, F pooled features."""
     model.eval()
     device = next(model.parameters()).device
     head = model.head
     assert isinstance(head, PooledLinear)  # noqa: S101 - what this task's models have
-    out: list[np.ndarray] = [np.empty(0)] * len(examples)
-    for rows, host_batch in examples.in_order(batch_size):
-        batch = host_batch.to(device)
-        y_BTH, _ = model.encoder(batch.tokens_BT, batch.lengths_B)
-        for row, value in zip(rows, head.pooled(y_BTH, batch.lengths_B).double().cpu().numpy(), strict=True):
-            out[row] = value
-    return np.stack(out)
+
+    @torch.inference_mode()
+    def run(tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+        lengths = torch.from_numpy(lengths_B).to(device)
+        y_BTH, _ = model.encoder(torch.from_numpy(tokens_BT).to(device), lengths)
+        pooled_BF: np.ndarray = head.pooled(y_BTH, lengths).double().cpu().numpy()
+        return pooled_BF
+
+    return run_all(run, examples, batch_size)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headwater.data.batches import Batch, Examples
+from headwater.data.batches import Batch, batch_of
+from headwater.data.examples import Examples
 from headwater.features.text import BEGIN, END, PAD
 from headwater.metrics import TokenCounts
 from headwater.model import Encoder, SequenceModel
@@ -41,8 +42,8 @@ class LanguageModeling(Task):
         model.eval()
         device = next(model.parameters()).device
         total = TokenCounts(0, 0, 0.0)
-        for _, batch in examples.in_order(batch_size):
-            logits_NV, targets_N = self._predict(model, batch.to(device))
+        for rows in examples.in_order(batch_size):
+            logits_NV, targets_N = self._predict(model, batch_of(examples, rows).to(device))
             loss = F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
             hits = (logits_NV.argmax(1) == targets_N).sum()
             total += TokenCounts(len(targets_N), int(hits), float(loss))

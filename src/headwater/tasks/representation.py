@@ -6,7 +6,8 @@ from typing import ClassVar, Literal, NoReturn
 
 from torch import Tensor, nn
 
-from headwater.data.batches import Batch, Examples
+from headwater.data.batches import Batch
+from headwater.data.examples import Examples
 from headwater.errors import ConfigError
 from headwater.model import Encoder, SequenceModel
 from headwater.tasks.base import Task
