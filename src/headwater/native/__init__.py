@@ -1,5 +1,23 @@
-"""The recurrent core in C++: found, loaded and called by pointers, without any ABI of torch or Python.
+"""Recurrent layers in C++: ragged batches without padding, for the instruction set that the processor has.
 
-The kernels are a plain shared library. Where no C++ compiler was at hand when the package was installed there is
-none, and the portable path in torch computes the same.
+The kernels know neither torch nor Python: raw pointers, one build for many versions of both. Where they were not built,
+the cells run in torch.
 """
+
+from headwater.native.library import LEVELS, OFF, SWITCH, best_level, level, product, using, why
+from headwater.native.packing import Packing
+from headwater.native.recurrent import KINDS, RecurrentLayer
+
+__all__ = [
+    "KINDS",
+    "LEVELS",
+    "OFF",
+    "SWITCH",
+    "Packing",
+    "RecurrentLayer",
+    "best_level",
+    "level",
+    "product",
+    "using",
+    "why",
+]
