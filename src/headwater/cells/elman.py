@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,8 +17,11 @@ class SimpleRNN(Cell):
 
     gates = 1
     kernel = "rnn"
-    activation = staticmethod(torch.tanh)
-    sequence = staticmethod(torch.rnn_tanh)
+    sequence: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(torch.rnn_tanh)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return f."""
+        return torch.tanh(x)
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance by one step."""
@@ -41,10 +47,13 @@ class ReLURNN(SimpleRNN):
     """
 
     kernel = "rnn_relu"
-    activation = staticmethod(torch.relu)
     sequence = staticmethod(torch.rnn_relu)
 
     def reset_parameters(self) -> None:
         """Draw the weights; the recurrent ones are the identity."""
         super().reset_parameters()
         nn.init.eye_(self.weight_hh)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Return f."""
+        return torch.relu(x)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headwater.cells import cell_class
-from headwater.cells.base import Cell, State
+from headwater.cells.base import Cell, State, is_ragged
 from headwater.native import OFF, Packing, RecurrentLayer, level
 
 
@@ -108,15 +108,23 @@ class RecurrentStack(nn.Module):
     def plan(self, lengths_B: Tensor | None, shape: Sequence[int]) -> Packing | None:
         """Return how the kernels will hold a batch whose shape begins with B and T, or None where torch is to run it.
 
-        Torch runs what the kernels can't (other types and devices, cells of plug-ins, second derivatives by
-        `torch.func`), and full-length LSTMs that oneDNN runs as fast.
+        Torch runs what the kernels can't: other types and devices, cells of plug-ins, transforms of `torch.func`. And
+        it runs full-length LSTMs of which no gradient is wanted: there oneDNN is as fast or faster.
         """
-        weight = self.layers[0].fwd.weight_hh
+        weight: Tensor = self.get_parameter("layers.0.fwd.weight_hh")
         if level() == OFF or not self._cell.kernel or weight.dtype != torch.float32 or weight.device.type != "cpu":
             return None
-        if torch.is_autocast_enabled("cpu") and level() != "avx512_bf16":
+        half = torch.is_autocast_enabled("cpu")
+        if half and level() != "avx512_bf16":
             return None
         if torch._C._functorch.peek_interpreter_stack() is not None:  # noqa: SLF001 - there is no public name
+            return None
+        if (
+            self._cell.kernel == "lstm"
+            and not half
+            and not torch.is_grad_enabled()
+            and not is_ragged(lengths_B, shape[1])
+        ):
             return None
         return Packing.of(lengths_B, (shape[0], shape[1]))
 
@@ -124,6 +132,7 @@ class RecurrentStack(nn.Module):
         """Run over a packed batch in the kernels; return packed outputs (N, R*H) and the flat state."""
         after: State = {}
         for number, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)  # noqa: S101 - what the constructor has put there
             if number and self.dropout and self.training:
                 x_ND = locked_dropout(x_ND, self.dropout, packing)
             x_ND, states = layer.packed(x_ND, packing, _unflatten(state, number))
@@ -152,7 +161,7 @@ def run_packed(cell: Cell, x_ND: Tensor, packing: Packing, state: State | None) 
     start = [state[name].index_select(0, packing.order_B) for name in cell.state_names] if state else [None]
     packed = RecurrentLayer.apply(  # type: ignore[no-untyped-call]
         *(cell.kernel, packing, half, x_ND, cell.weight_ih, cell.recurrent_weight(), cell.bias_ih, cell.bias_hh),
-        *(start + [None])[:2],
+        *[*start, None][:2],
     )
     after = {name: value.index_select(0, packing.last_B) for name, value in zip(cell.state_names, packed, strict=False)}
     return packed[0], after

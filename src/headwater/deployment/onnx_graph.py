@@ -44,7 +44,7 @@ class Operator:
     name: str
     blocks: tuple[int, ...]
     outputs: tuple[str, ...] = ("_h",)
-    attributes: dict[str, int] = field(default_factory=dict)
+    attributes: dict[str, int | list[str]] = field(default_factory=dict)
 
 
 OPERATORS = {

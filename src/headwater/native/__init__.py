@@ -6,16 +6,18 @@ the cells run in torch.
 
 from headwater.native.library import LEVELS, OFF, SWITCH, best_level, level, product, using, why
 from headwater.native.packing import Packing
-from headwater.native.recurrent import KINDS, RecurrentLayer
+from headwater.native.recurrent import KINDS, GateGradients, RecurrentLayer, keep_gate_gradients
 
 __all__ = [
     "KINDS",
     "LEVELS",
     "OFF",
     "SWITCH",
+    "GateGradients",
     "Packing",
     "RecurrentLayer",
     "best_level",
+    "keep_gate_gradients",
     "level",
     "product",
     "using",

@@ -54,6 +54,13 @@ class Packing:
         )
         return cls(shape, counts_T[:steps], order_B, place_N, row_N, mirror_N, last_B)
 
+    def before(self) -> Tensor:
+        """Return where each packed step's state before is, in the B initial states followed by the N packed ones."""
+        starts_T = torch.cumsum(self.counts_T, 0) - self.counts_T
+        steps = torch.repeat_interleave(torch.arange(len(self.counts_T)), self.counts_T)
+        rank_N = torch.arange(len(self.place_N)) - starts_T[steps]
+        return torch.where(steps > 0, starts_T[steps - 1] + self.shape[0], 0) + rank_N
+
     def pack(self, x_BTD: Tensor) -> Tensor:
         """Return the valid steps (N, D)."""
         return x_BTD.reshape(-1, x_BTD.shape[2]).index_select(0, self.place_N)
