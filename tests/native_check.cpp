@@ -48,6 +48,15 @@ int main() {
             if (headwater_forward(&layer) || headwater_backward(&layer, &gradients)) return 1;
             auto left = floats(total * D), right = floats(total * H), out = floats(D * H);
             if (headwater_product(D, H, total, left.data(), 1, D, right.data(), H, 1, out.data(), half, 1)) return 1;
+            const long classes = draw(1, 50), across = (rows + 15) / 16 * 16;
+            std::vector<long> targets(rows);
+            for (long& target : targets) target = draw(0, classes - 1);
+            auto inputs = floats(rows * D), weight = floats(classes * D), bias = floats(classes);
+            auto gradient = floats(classes * across);
+            double loss = 0.0;
+            if (headwater_linear_cross_entropy(rows, D, classes, across, inputs.data(), weight.data(),
+                                               all ? bias.data() : nullptr, targets.data(), gradient.data(), &loss, half))
+                return 1;
         }
     }
     std::printf("%d passes\n", passes);

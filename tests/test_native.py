@@ -18,7 +18,7 @@ from headwater import native
 from headwater.cells import CELLS, cell_class
 from headwater.cells.stack import RecurrentStack, run_packed
 from headwater.errors import ConfigError
-from headwater.native import KINDS, LEVELS, OFF, Packing, keep_gate_gradients, product, using
+from headwater.native import KINDS, LEVELS, OFF, Packing, keep_gate_gradients, linear_cross_entropy, product, using
 
 SOURCE = Path(native.__file__).parent
 HERE = LEVELS[: LEVELS.index(native.best_level()) + 1] if native.best_level() != OFF else ()
@@ -105,7 +105,7 @@ def test_a_pass_equals_the_steps_in_float64(level, kind, lengths, inputs, hidden
 @needs_kernels
 @settings(max_examples=60, deadline=None)
 @given(
-    kind=st.sampled_from(sorted(KINDS)),
+    kind=st.sampled_from(sorted(set(KINDS) - {"rnn_relu"})),  # whose gradient jumps where rounding switches a unit
     level=st.sampled_from(HERE or ("",)),
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40),
     tail=st.integers(0, 3),
@@ -117,7 +117,7 @@ def test_random_shapes_equal_the_steps_in_float64(kind, level, lengths, tail, in
     with using(level):
         ours, exact = passes(kind, lengths, max(lengths) + tail, inputs, hidden, start=start)
     for name, value in exact.items():
-        assert distance(ours[name], value) < 1e-5 or value.norm() < 1e-6, name
+        assert distance(ours[name], value) < 1e-5 or (ours[name] - value).norm() < 1e-6, name
 
 
 @pytest.mark.skipif("avx512_bf16" not in HERE, reason="no bfloat16 products on this processor")
@@ -266,6 +266,37 @@ def test_products_equal_float64(level, rows, depth, columns, flipped):
     with using(level):
         error = (product(a, b).double() - a.double() @ b.double()).abs()
     assert bool((error <= 1e-6 * (a.double().abs() @ b.double().abs())).all())
+
+
+@needs_kernels
+@at_every_level
+@pytest.mark.parametrize(("rows", "inputs", "classes"), [(1, 1, 1), (5, 3, 7), (16, 600, 40), (37, 20, 1000)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_cross_entropy_equals_torch_in_float64(level, rows, inputs, classes, bias):
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(rows, inputs, generator=generator), torch.randn(classes, inputs, generator=generator)]
+    leaves += [torch.randn(classes, generator=generator)] * bias
+    targets = torch.randint(classes, (rows,), generator=generator)
+    exact = [leaf.double().requires_grad_() for leaf in leaves]
+    (3 * nn.functional.cross_entropy(nn.functional.linear(*exact), targets)).backward()
+    ours = [leaf.clone().requires_grad_() for leaf in leaves]
+    with using(level):
+        loss = linear_cross_entropy(ours[0], ours[1], ours[2] if bias else None, targets)
+        (3 * loss).backward()
+    value = float(nn.functional.cross_entropy(nn.functional.linear(*exact), targets).detach())
+    assert abs(float(loss.detach()) - value) < 1e-5 * max(1.0, value)
+    for one, other in zip(ours, exact, strict=True):
+        assert distance(one.grad, other.grad) < 1e-5 or other.grad.norm() < 1e-6
+
+
+@needs_kernels
+def test_extreme_logits_and_strange_targets():
+    x, weight = torch.tensor([[1e4], [-1e4]]), torch.tensor([[1.0], [-1.0]])
+    assert float(linear_cross_entropy(x, weight, None, torch.tensor([0, 1]))) == 0.0
+    assert float(linear_cross_entropy(x, weight, None, torch.tensor([1, 0]))) == 2e4
+    for wrong in (-1, 2):
+        with pytest.raises(IndexError, match="for 2 classes"):
+            linear_cross_entropy(x, weight, None, torch.tensor([0, wrong]))
 
 
 @needs_kernels

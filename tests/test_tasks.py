@@ -161,7 +161,7 @@ def test_a_language_model_predicts_each_token_and_the_end():
     counts = task.count(model, examples, 4)
     assert counts.tokens == len(examples.tokens) + len(examples)
     assert counts.figures()["perplexity"] == pytest.approx(np.exp(counts.figures()["loss"]))
-    _, targets = task._predict(model, batch_of(examples, np.arange(9)))
+    _, targets = task._states(model, batch_of(examples, np.arange(9)))
     assert int((targets == END).sum()) == 9
 
 
@@ -169,8 +169,8 @@ def test_a_language_model_never_reads_ahead():
     model, task = prepared("language_modeling", layers=2)
     model.eval()
     row = [5, 6, 7, 8, 9]
-    before, _ = task._predict(model, batch_of(Examples([row]), np.arange(1)))
-    after, _ = task._predict(model, batch_of(Examples([[*row[:3], UNKNOWN, 11]]), np.arange(1)))
+    before, _ = task._states(model, batch_of(Examples([row]), np.arange(1)))
+    after, _ = task._states(model, batch_of(Examples([[*row[:3], UNKNOWN, 11]]), np.arange(1)))
     torch.testing.assert_close(after[:4], before[:4])
     assert not torch.allclose(after[4], before[4])
 

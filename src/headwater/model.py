@@ -90,6 +90,21 @@ class Encoder(nn.Module):
         y_NH, after = self.stack.packed(x_NE, packing, state)
         return packing.unpack(y_NH), after
 
+    def valid_states(self, tokens_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the last layer's states at the valid steps only, and where those are.
+
+        Returns:
+            The states (N, R*H), and the place (N,) of each in the flattened batch (B*T).
+        """
+        packing = self.stack.plan(lengths_B, tokens_BT.shape)
+        if packing is None:
+            y_BTH, _ = self(tokens_BT, lengths_B)
+            valid_BT = torch.arange(tokens_BT.shape[1], device=y_BTH.device) < lengths_B.unsqueeze(1)
+            place_N = valid_BT.flatten().nonzero().squeeze(1)
+            return y_BTH.flatten(0, 1).index_select(0, place_N), place_N
+        x_NE = self.embed(tokens_BT.flatten()[packing.place_N], packing)
+        return self.stack.packed(x_NE, packing)[0], packing.place_N
+
     def embed(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
         """Return the embedded tokens, (B, T, E) or packed (N, E), with dropout while training."""
         x: Tensor = self.embedding(tokens)

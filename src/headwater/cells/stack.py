@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headwater.cells import cell_class
 from headwater.cells.base import Cell, State, is_ragged
-from headwater.native import OFF, Packing, RecurrentLayer, level
+from headwater.native import Packing, RecurrentLayer, usable
 
 
 class Layer(nn.Module):
@@ -108,23 +108,13 @@ class RecurrentStack(nn.Module):
     def plan(self, lengths_B: Tensor | None, shape: Sequence[int]) -> Packing | None:
         """Return how the kernels will hold a batch whose shape begins with B and T, or None where torch is to run it.
 
-        Torch runs what the kernels can't: other types and devices, cells of plug-ins, transforms of `torch.func`. And
-        it runs full-length LSTMs of which no gradient is wanted: there oneDNN is as fast or faster.
+        Torch runs what the kernels can't, and full-length LSTMs of which no gradient is wanted: there oneDNN is as fast
+        or faster.
         """
-        weight: Tensor = self.get_parameter("layers.0.fwd.weight_hh")
-        if level() == OFF or not self._cell.kernel or weight.dtype != torch.float32 or weight.device.type != "cpu":
+        if not self._cell.kernel or not usable(self.get_parameter("layers.0.fwd.weight_hh")):
             return None
-        half = torch.is_autocast_enabled("cpu")
-        if half and level() != "avx512_bf16":
-            return None
-        if torch._C._functorch.peek_interpreter_stack() is not None:  # noqa: SLF001 - there is no public name
-            return None
-        if (
-            self._cell.kernel == "lstm"
-            and not half
-            and not torch.is_grad_enabled()
-            and not is_ragged(lengths_B, shape[1])
-        ):
+        plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        if plain and self._cell.kernel == "lstm" and not is_ragged(lengths_B, shape[1]):
             return None
         return Packing.of(lengths_B, (shape[0], shape[1]))
 

@@ -1,8 +1,8 @@
 """Aggregators: many updates to one direction. Updates come in the order of the clients' names.
 
-Float addition is not associative; with one order of sums, a simulation on any number of processes and a deployment give
-the same bits. An average is made of `LANES` sums, which can be made side by side: the update at place n goes to the lane
-n mod LANES, and the lanes are added up in their order.
+Float addition is not associative; with one order of sums, a simulation on any number of processes and a deployment
+give the same bits. An average is made of `LANES` sums, which can be made side by side: the update at place n goes to
+the lane n mod LANES, and the lanes are added up in their order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 
 from headwater.federated.protocols import Update
 from headwater.weights import Weights, add_to, zeros_like
-
 
 LANES = 16
 """Sums that an average is made of; more processes than this would have nothing to do."""

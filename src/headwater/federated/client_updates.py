@@ -118,8 +118,9 @@ def sgd_step(parameters: Sequence[nn.Parameter], lr: float, clip: float) -> None
         lr: Learning rate.
         clip: The gradient is scaled down to this L2 norm if it is longer; 0 doesn't.
     """
-    gradients = [(p, p.grad.coalesce() if p.grad.is_sparse else p.grad) for p in parameters if p.grad is not None]
+    gradients = [(p, p.grad) for p in parameters if p.grad is not None]
     if clip:
+        gradients = [(p, g.coalesce() if g.is_sparse else g) for p, g in gradients]
         norms = [torch.linalg.vector_norm(g.values() if g.is_sparse else g) for _, g in gradients]
         norm = float(torch.linalg.vector_norm(torch.stack(norms)))
         lr *= min(1.0, clip / (norm + 1e-6))

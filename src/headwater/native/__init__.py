@@ -4,9 +4,10 @@ The kernels know neither torch nor Python: raw pointers, one build for many vers
 the cells run in torch.
 """
 
-from headwater.native.library import LEVELS, OFF, SWITCH, best_level, level, product, using, why
+from headwater.native.library import LEVELS, OFF, SWITCH, best_level, level, product, usable, using, why
 from headwater.native.packing import Packing
 from headwater.native.recurrent import KINDS, GateGradients, RecurrentLayer, keep_gate_gradients
+from headwater.native.softmax import linear_cross_entropy
 
 __all__ = [
     "KINDS",
@@ -19,7 +20,9 @@ __all__ = [
     "best_level",
     "keep_gate_gradients",
     "level",
+    "linear_cross_entropy",
     "product",
+    "usable",
     "using",
     "why",
 ]

@@ -87,6 +87,7 @@ constexpr int WIDTH = 16, ROWS = 13;
 #include "vectors.inc"
 #include "products.inc"
 #include "cells.inc"
+#include "softmax.inc"
 #undef HALF
 }  // namespace
 }  // namespace avx512_bf16
@@ -99,6 +100,7 @@ constexpr int WIDTH = 16, ROWS = 13;
 #include "vectors.inc"
 #include "products.inc"
 #include "cells.inc"
+#include "softmax.inc"
 }  // namespace
 }  // namespace avx512
 END_TARGET
@@ -110,6 +112,7 @@ constexpr int WIDTH = 8, ROWS = 6;
 #include "vectors.inc"
 #include "products.inc"
 #include "cells.inc"
+#include "softmax.inc"
 }  // namespace
 }  // namespace avx2
 END_TARGET
@@ -122,6 +125,7 @@ constexpr int WIDTH = 4, ROWS = 6;  // NEON, SSE2, or whatever four floats becom
 #include "vectors.inc"
 #include "products.inc"
 #include "cells.inc"
+#include "softmax.inc"
 }  // namespace
 }  // namespace plain
 
@@ -195,6 +199,13 @@ ENTRY int headwater_backward(const Layer* layer, const Gradients* gradients) { G
 ENTRY int headwater_product(long rows, long columns, long depth, const float* a, long a_row, long a_column, const float* b,
                       long b_row, long b_column, float* c, int half, int fresh) {
     GUARDED(product(rows, columns, depth, a, a_row, a_column, b, b_row, b_column, c, half, fresh));
+}
+
+// See softmax.inc.
+ENTRY int headwater_linear_cross_entropy(long rows, long inputs, long classes, long across, const float* x,
+                                         const float* weight, const float* bias, const long* targets, float* gradient,
+                                         double* loss, int half) {
+    GUARDED(linear_cross_entropy(rows, inputs, classes, across, x, weight, bias, targets, gradient, loss, half));
 }
 
 // Where each step of a padded batch (rows x time) lies in the packed one.

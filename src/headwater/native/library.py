@@ -67,6 +67,20 @@ def why() -> str:
     return f"chosen by {SWITCH} or in the program; the processor has {best_level()}"
 
 
+def usable(weight: Tensor) -> bool:
+    """Return whether the kernels can compute with a weight here and now.
+
+    They can't with other types and devices, in bfloat16 where the processor has no such products, and under the
+    transforms of `torch.func`.
+    """
+    now = level()
+    if now == OFF or weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return False
+    if torch.is_autocast_enabled("cpu") and now != "avx512_bf16":
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None  # noqa: SLF001 - there is no public name
+
+
 @contextmanager
 def using(wanted: str) -> Iterator[None]:
     """Use a lower level than the processor's, or none (`off`), within; for the whole process, not for a thread.
@@ -108,6 +122,7 @@ def _library() -> ctypes.CDLL | None:
         *(pointer, size, size),
         *(pointer, number, number),
     ]
+    library.headwater_linear_cross_entropy.argtypes = [*[size] * 4, *[pointer] * 6, number]
     library.headwater_plan.argtypes = [pointer, pointer, size, size, *[pointer] * 5]
     library.headwater_plan.restype = size
     if wanted := os.environ.get(SWITCH, ""):

@@ -16,6 +16,7 @@ from headwater.data.examples import Examples
 from headwater.features.text import BEGIN, END, PAD
 from headwater.metrics import TokenCounts
 from headwater.model import Encoder, SequenceModel
+from headwater.native import linear_cross_entropy
 from headwater.tasks.base import Task
 
 
@@ -33,8 +34,10 @@ class LanguageModeling(Task):
 
     def loss(self, model: SequenceModel, batch: Batch) -> Tensor:
         """Return the mean cross entropy a token."""
-        logits_NV, targets_N = self._predict(model, batch)
-        return F.cross_entropy(logits_NV.float(), targets_N)
+        y_NH, targets_N = self._states(model, batch)
+        head = model.head
+        assert isinstance(head, TiedDecoder)  # noqa: S101 - what this task's models have
+        return head.loss(y_NH, targets_N)
 
     @torch.inference_mode()
     def count(self, model: SequenceModel, examples: Examples, batch_size: int) -> TokenCounts:
@@ -43,22 +46,20 @@ class LanguageModeling(Task):
         device = next(model.parameters()).device
         total = TokenCounts(0, 0, 0.0)
         for rows in examples.in_order(batch_size):
-            logits_NV, targets_N = self._predict(model, batch_of(examples, rows).to(device))
+            y_NH, targets_N = self._states(model, batch_of(examples, rows).to(device))
+            logits_NV = model.head(y_NH, targets_N)
             loss = F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
             hits = (logits_NV.argmax(1) == targets_N).sum()
             total += TokenCounts(len(targets_N), int(hits), float(loss))
         return total
 
-    def _predict(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return logits (N, V) and targets (N,) of all valid steps."""
+    def _states(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return states (N, H) and targets (N,) of all valid steps."""
         inputs_BT = F.pad(batch.tokens_BT, (1, 0), value=BEGIN)
         targets_BT = F.pad(batch.tokens_BT, (0, 1), value=PAD)
         targets_BT = targets_BT.scatter(1, batch.lengths_B.unsqueeze(1), END)
-        lengths_B = batch.lengths_B + 1
-        y_BTH, _ = model.encoder(inputs_BT, lengths_B)
-        valid_BT = torch.arange(inputs_BT.shape[1], device=y_BTH.device) < lengths_B.unsqueeze(1)
-        logits_NV: Tensor = model.head(y_BTH[valid_BT], lengths_B)
-        return logits_NV, targets_BT[valid_BT]
+        y_NH, place_N = model.encoder.valid_states(inputs_BT, batch.lengths_B + 1)
+        return y_NH, targets_BT.flatten()[place_N]
 
 
 class TiedDecoder(nn.Module):
@@ -77,3 +78,7 @@ class TiedDecoder(nn.Module):
         """Return logits (..., V) for states (..., H)."""
         del lengths_B
         return F.linear(self.project(self.dropout(y)), self._embedding[0].weight, self.bias)
+
+    def loss(self, y_NH: Tensor, targets_N: Tensor) -> Tensor:
+        """Return the mean cross entropy of states' logits."""
+        return linear_cross_entropy(self.project(self.dropout(y_NH)), self._embedding[0].weight, self.bias, targets_N)
