@@ -122,7 +122,7 @@ def test_both_classifiers_have_as_many_parameters():
 def test_paths_take_turns():
     calls = []
     paths = {("a", "float32"): lambda: calls.append("a"), (OURS, "float32"): lambda: calls.append("b")}
-    rows = race("fit", "x", "", paths, budget=0.0, share=0.5)
+    rows = race(paths, budget=0.0, part="fit", case="x")
     assert [len(row.seconds) for row in rows] == [3, 3]
     turns = [who for number, who in enumerate(calls) if number == 0 or calls[number - 1] != who]
     assert turns == ["a", "b"] * 4  # once to warm up

@@ -147,10 +147,10 @@ def _layer_table(result: BenchResult) -> Table:
     rows = {(row.cell, row.case, row.precision, row.path): row for row in result.of("layer")}
     for (cell, case, precision, path), row in rows.items():
         if path == OURS:
-            peak = max(peak.gflops or 0.0 for peak in result.of("product") if peak.precision == precision)
+            peak = max(peak.gflops for peak in result.of("product") if peak.precision == precision)
             beside = (rows.get((cell, case, precision, other)) for other in ("torch padded", "torch packed"))
             others = (f"{other.ratio:.2f}x" if other else "" for other in beside)
-            table.add_row(case, cell, precision, f"{row.gflops:.1f}", f"{(row.gflops or 0) / peak:.0%}", *others)
+            table.add_row(case, cell, precision, f"{row.gflops:.1f}", f"{row.gflops / peak:.0%}", *others)
     return table
 
 

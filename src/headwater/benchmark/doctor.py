@@ -89,7 +89,7 @@ def _measure_gain() -> float | None:
             train()
 
     paths: Paths = {(OURS, "float32"): lambda: at(kernels.best_level()), ("portable", "float32"): lambda: at("off")}
-    return race("layer", _LAYER.name, "lstm", paths, budget=1.0)[1].ratio
+    return race(paths, budget=1.0, part="layer", case=_LAYER.name, cell="lstm")[1].ratio
 
 
 def _keeps_memory() -> bool:

@@ -37,22 +37,24 @@ def products(machine: Machine, budget: float, size: int = 1024) -> list[Row]:
     }
     if machine.kernels != "off":
         paths[OURS, "float32"] = partial(kernels.product, a_NN, b_NN)
-    return race("product", f"{size} x {size}", "", paths, budget=budget, flops=2.0 * size**3, traffic=3 * 4.0 * size**2)
+    return race(
+        paths, budget=budget, part="product", case=f"{size} x {size}", flops=2.0 * size**3, bytes=12.0 * size**2
+    )
 
 
 def memory(budget: float, count: int = 2**24) -> list[Row]:
     """Measure the memory's bandwidth: c = a + b over arrays that no cache holds."""
     a_N, b_N, c_N = (torch.ones(count) for _ in range(3))
     paths: Paths = {("torch.add", "float32"): partial(torch.add, a_N, b_N, out=c_N)}
-    return race("memory", f"{count} floats", "", paths, budget=budget, flops=float(count), traffic=3 * 4.0 * count)
+    return race(paths, budget=budget, part="memory", case=f"{count} floats", flops=1.0 * count, bytes=12.0 * count)
 
 
 def layer(cell: str, shape: Shape, machine: Machine, budget: float) -> list[Row]:
     """Measure a layer forward and backward."""
     gates = cell_class(cell).gates
-    flops, traffic = training_flops(gates, shape), training_bytes(gates, shape)
+    work = {"flops": training_flops(gates, shape), "bytes": training_bytes(gates, shape)}
     paths = training_paths(cell, shape, machine.precisions())
-    return race("layer", shape.name, cell, paths, budget=budget, flops=flops, traffic=traffic)
+    return race(paths, budget=budget, part="layer", case=shape.name, cell=cell, **work)
 
 
 def training_paths(cell: str, shape: Shape, precisions: tuple[Precision, ...]) -> Paths:
@@ -102,9 +104,9 @@ def twin(cell: str, shape: Shape, ours: nn.Module) -> nn.RNNBase:
 def streaming(cell: str, budget: float) -> list[Row]:
     """Measure the step that a stream takes, one row at a time."""
     gates = cell_class(cell).gates
-    flops, traffic = step_flops(gates, STEP), step_bytes(gates, STEP)
+    work = {"flops": step_flops(gates, STEP), "bytes": step_bytes(gates, STEP)}
     with torch.inference_mode():
-        return race("step", STEP.name, cell, step_paths(cell), budget=budget, flops=flops, traffic=traffic)
+        return race(step_paths(cell), budget=budget, part="step", case=STEP.name, cell=cell, **work)
 
 
 def step_paths(name: str) -> Paths:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 
@@ -19,7 +19,6 @@ from headwater.config import cores
 from headwater.records import Record
 from headwater.trainer import has_bfloat16
 
-Part = Literal["product", "memory", "layer", "step", "fit", "round"]
 Precision = Literal["float32", "bfloat16"]
 Paths = Mapping[tuple[str, Precision], Callable[[], object]]
 """What to time, by name and precision."""
@@ -72,10 +71,10 @@ class Machine(Record):
 class Row(Record):
     """One measured path."""
 
-    part: Part
+    part: Literal["product", "memory", "layer", "step", "fit", "round"]
     case: str
     """What was computed: all paths of one part, case and cell took turns."""
-    cell: str
+    cell: str = ""
     precision: Precision
     path: str
     """Who computed it: `headwater`, or what stands beside it."""
@@ -84,41 +83,27 @@ class Row(Record):
     median_seconds: float
     ratio: float | None
     """This median over that of `headwater` in the same precision: above 1, `headwater` is faster."""
-    flops: float | None
-    """Useful floating-point operations of one call; padding isn't useful."""
-    bytes: float | None
+    flops: float = 0.0
+    """Useful floating-point operations of one call; padding isn't useful. 0 where they weren't counted."""
+    bytes: float = 0.0
     """The least traffic with memory of one call."""
-    gflops: float | None
+    gflops: float
     """Useful GFLOP/s."""
 
     @property
     def gbytes(self) -> float:
         """GB/s of the least traffic."""
-        return (self.bytes or 0.0) / self.median_seconds / 1e9
+        return self.bytes / self.median_seconds / 1e9
 
 
-def race(
-    part: Part,
-    case: str,
-    cell: str,
-    paths: Paths,
-    *,
-    budget: float,
-    flops: float | None = None,
-    traffic: float | None = None,
-    share: float = 1.0,
-) -> list[Row]:
+def race(paths: Paths, *, budget: float, share: float = 1.0, **facts: Any) -> list[Row]:
     """Time the paths in turn, so that whatever else the machine does slows all of them alike.
 
     Args:
-        part: See `Row`.
-        case: See `Row`.
-        cell: See `Row`.
         paths: What to time; each is called once beforehand, to warm up.
         budget: Seconds to spend, about; three repeats are taken in any case.
-        flops: See `Row`.
-        traffic: The bytes of a row.
-        share: The part of a call that counts as one: 1/8 where a call takes eight steps.
+        share: The part of a call that counts as one: 1/4 where a call takes four steps.
+        facts: The fields of `Row` that all of them share.
     """
     calls = {key: max(1, math.ceil(_SAMPLE / _seconds(run, 1))) for key, run in paths.items()}
     taken: dict[tuple[str, Precision], list[float]] = {key: [] for key in paths}
@@ -128,23 +113,21 @@ def race(
             break
         for key, run in paths.items():
             taken[key].append(share * _seconds(run, calls[key]))
-    ours = {precision: median(times) for (path, precision), times in taken.items() if path == OURS}
-    return [
-        Row(
-            part=part,
-            case=case,
-            cell=cell,
-            precision=precision,
+    medians = {key: median(times) for key, times in taken.items()}
+    rows = []
+    for (path, precision), times in taken.items():
+        middle, ours = medians[path, precision], medians.get((OURS, precision))
+        row = Row(
             path=path,
+            precision=precision,
             seconds=times,
-            median_seconds=median(times),
-            ratio=median(times) / ours[precision] if precision in ours else None,
-            flops=flops,
-            bytes=traffic,
-            gflops=flops / median(times) / 1e9 if flops else None,
+            median_seconds=middle,
+            ratio=middle / ours if ours else None,
+            gflops=facts.get("flops", 0.0) / middle / 1e9,
+            **facts,
         )
-        for (path, precision), times in taken.items()
-    ]
+        rows.append(row)
+    return rows
 
 
 @contextmanager

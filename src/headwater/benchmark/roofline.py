@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from math import ceil, floor, inf, log10
 
 from markupsafe import Markup
 
@@ -43,15 +43,14 @@ def roofline(rows: Sequence[Row], title: str) -> str:
         title: Names the machine.
     """
     points = plotted(rows)
-    bandwidth = next(row for row in rows if row.part == "memory")
     peaks = [row for row in rows if row.part == "product"]
     cells = list(dict.fromkeys(row.cell for row in points))
-    slope = bandwidth.gbytes
-    xs = [_intensity(row) for row in points] or [1.0, 100.0]
-    ridges = [_speed(peak) / slope for peak in peaks]
-    speeds = [_speed(row) for row in (*points, *peaks)]
-    x = Scale(math.log10(min(xs) / 1.5), math.log10(max(*xs, *ridges) * 1.5), _LEFT, _RIGHT)
-    low, high = math.log10(min(speeds) / 1.5), math.log10(max(speeds) * 1.3)
+    slope = next(row.gbytes for row in rows if row.part == "memory")
+    xs = [row.flops / row.bytes for row in points] or [1.0, 100.0]
+    ridges = [peak.gflops / slope for peak in peaks]
+    speeds = [row.gflops for row in (*points, *peaks)]
+    x = Scale(log10(min(xs) / 1.5), log10(max(*xs, *ridges) * 1.5), _LEFT, _RIGHT)
+    low, high = log10(min(speeds) / 1.5), log10(max(speeds) * 1.3)
     parts = [text(title, 16, 26, class_="title"), _legend(points)]
     for number, cell in enumerate(cells):
         top = _TOP + number * _PANEL
@@ -60,14 +59,8 @@ def roofline(rows: Sequence[Row], title: str) -> str:
         parts += [_grid(x, y), _roof(peaks, slope, x, y)]
         parts.append(_panel([row for row in points if row.cell == cell], x, y))
     bottom = _TOP + len(cells) * _PANEL
-    parts.append(
-        text(
-            "useful work per byte of least memory traffic, FLOP/byte",
-            (_LEFT + _RIGHT) / 2,
-            bottom + 16,
-            anchor="middle",
-        )
-    )
+    below = "useful work per byte of least memory traffic, FLOP/byte"
+    parts.append(text(below, (_LEFT + _RIGHT) / 2, bottom + 16, anchor="middle"))
     svg = tag(
         "svg",
         tag("title", title),
@@ -81,47 +74,39 @@ def roofline(rows: Sequence[Row], title: str) -> str:
     return f"{svg}\n"
 
 
-def _intensity(row: Row) -> float:
-    return (row.flops or 0.0) / (row.bytes or 1.0)
-
-
-def _speed(row: Row) -> float:
-    return row.gflops or 0.0
-
-
 def _grid(x: Scale, y: Scale) -> Markup:
     parts = [line(_LEFT, y.start, _RIGHT, y.start, "grid")]
     for value in _ticks(y):
-        parts.append(line(_LEFT, y(math.log10(value)), _RIGHT, y(math.log10(value)), "grid"))
-        parts.append(text(fmt.number(value), _LEFT - 8, y(math.log10(value)) + 4, anchor="end"))
-    parts += [text(fmt.number(v), x(math.log10(v)), y.start + 18, anchor="middle") for v in _ticks(x)]
+        parts.append(line(_LEFT, y(log10(value)), _RIGHT, y(log10(value)), "grid"))
+        parts.append(text(fmt.number(value), _LEFT - 8, y(log10(value)) + 4, anchor="end"))
+    parts += [text(fmt.number(v), x(log10(v)), y.start + 18, anchor="middle") for v in _ticks(x)]
     return join(parts)
 
 
 def _ticks(scale: Scale) -> list[float]:
     """Return 1, 2, 5, 10, ... within the scale, without the twos and fives where they would touch."""
     apart = abs(scale.end - scale.start) / (scale.high - scale.low)
-    powers = range(math.floor(scale.low), math.ceil(scale.high) + 1)
+    powers = range(floor(scale.low), ceil(scale.high) + 1)
     values = [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if apart > 70 else (1,))]
-    return [value for value in values if scale.low <= math.log10(value) <= scale.high]
+    return [value for value in values if scale.low <= log10(value) <= scale.high]
 
 
 def _roof(peaks: Sequence[Row], slope: float, x: Scale, y: Scale) -> Markup:
     """Draw the slope of the memory up to each peak; the highest of a precision is its roof."""
-    rise = math.log10(slope)  # the speed at an intensity is their sum: both are logarithms
+    rise = log10(slope)  # the speed at an intensity is their sum: both are logarithms
     start = max(x.low, y.low - rise)
     parts, labels = [], []
     for peak in peaks:
-        speed = math.log10(_speed(peak))
-        highest = _speed(peak) == max(_speed(other) for other in peaks if other.precision == peak.precision)
+        speed = log10(peak.gflops)
+        highest = peak.gflops == max(other.gflops for other in peaks if other.precision == peak.precision)
         rising = f"{compact(x(start))},{compact(y(start + rise))} " if highest else ""
         level = f"{compact(x(speed - rise))},{compact(y(speed))} {compact(_RIGHT)},{compact(y(speed))}"
         parts.append(tag("polyline", points=rising + level, class_=f"roof {peak.precision if highest else 'lower'}"))
-        labels.append((y(speed), f"{peak.path}, {peak.precision}: {_speed(peak):.0f}"))
+        labels.append((y(speed), f"{peak.path}, {peak.precision}: {peak.gflops:.0f}"))
     labels.sort()
     places = _apart([at for at, _ in labels], [15.0] * len(labels))
     parts += [text(words, _RIGHT + 8, place + 4) for place, (_, words) in zip(places, labels, strict=True)]
-    middle = (start + min(math.log10(_speed(peak)) for peak in peaks) - rise) / 2
+    middle = (start + min(log10(peak.gflops) for peak in peaks) - rise) / 2
     parts.append(text(f"memory: {slope:.0f} GB/s", x(middle) + 10, y(middle + rise) + 16))
     return join(parts)
 
@@ -134,16 +119,16 @@ def _panel(points: Sequence[Row], x: Scale, y: Scale) -> Markup:
     names = _apart(middles, [8.4 * len(case) + 10 for case in cases])
     for case, middle, name in zip(cases, middles, names, strict=True):
         rows = sorted((row for row in points if row.case == case), key=lambda row: row.path == OURS)
-        lowest = max(y(math.log10(_speed(row))) for row in rows)
+        lowest = max(y(log10(row.gflops)) for row in rows)
         stem = f"{compact(name)},{y.end - 20} {compact(middle)},{y.end - 6} {compact(middle)},{compact(lowest)}"
         parts.append(tag("polyline", points=stem, class_="case"))
         parts.append(text(case, name, y.end - 25, anchor="middle", class_="cell"))
         parts += [
             dot(
                 middle,
-                y(math.log10(_speed(row))),
+                y(log10(row.gflops)),
                 f"point {_CLASSES[row.path]} {row.precision}",
-                tip=f"{row.cell} {case}, {row.path}, {row.precision}: {_speed(row):.3g} GFLOP/s",
+                tip=f"{row.cell} {case}, {row.path}, {row.precision}: {row.gflops:.3g} GFLOP/s",
                 radius=4.2,
             )
             for row in rows
@@ -152,13 +137,13 @@ def _panel(points: Sequence[Row], x: Scale, y: Scale) -> Markup:
 
 
 def _at(points: Sequence[Row], case: str) -> float:
-    return math.log10(next(_intensity(row) for row in points if row.case == case))
+    return log10(next(row.flops / row.bytes for row in points if row.case == case))
 
 
 def _apart(middles: Sequence[float], sizes: Sequence[float]) -> list[float]:
     """Return the rising middles of things of these sizes, pushed on where they would touch."""
     moved: list[float] = []
-    end = -math.inf
+    end = -inf
     for middle, size in zip(middles, sizes, strict=True):
         moved.append(max(middle, end + size / 2))
         end = moved[-1] + size / 2

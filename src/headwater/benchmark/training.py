@@ -82,7 +82,7 @@ def training_step(cell: str, budget: float) -> list[Row]:
         plain_epoch(plain, optimizer, examples, rng)
 
     paths: Paths = {(OURS, "float32"): ours, ("plain loop", "float32"): theirs}
-    return race("fit", f"B{_BATCH}, bidirectional", cell, paths, budget=budget, share=1 / _STEPS)
+    return race(paths, budget=budget, share=1 / _STEPS, part="fit", case=f"B{_BATCH}, bidirectional", cell=cell)
 
 
 def federated_round(cell: str, budget: float) -> list[Row]:
@@ -108,7 +108,7 @@ def federated_round(cell: str, budget: float) -> list[Row]:
         plain.load_state_dict({key: torch.stack([state[key] for state in states]).mean(0) for key in states[0]})
 
     paths: Paths = {(OURS, "float32"): ours, ("plain loop", "float32"): theirs}
-    return race("round", f"{_CLIENTS} clients", cell, paths, budget=budget)
+    return race(paths, budget=budget, part="round", case=f"{_CLIENTS} clients", cell=cell)
 
 
 def _models(cell: str) -> tuple[SequenceModel, PlainClassifier]:
