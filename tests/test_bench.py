@@ -16,7 +16,7 @@ import torch
 from headwater.benchmark import bench as bench_module
 from headwater.benchmark import layers, measure, training
 from headwater.benchmark.bench import BenchOptions, BenchResult, bench
-from headwater.benchmark.doctor import DoctorOptions, doctor
+from headwater.benchmark.doctor import _KEEP, DoctorOptions, doctor
 from headwater.benchmark.measure import OURS, Machine, race
 from headwater.benchmark.roofline import plotted
 from headwater.benchmark.shapes import SHAPES, STEP, Shape, step_bytes, step_flops, training_bytes, training_flops
@@ -304,7 +304,7 @@ def test_doctor_and_bench_work_with_the_kernels_off(tmp_path):
 def test_the_doctor_sees_whether_freed_memory_is_kept(keeps):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     if keeps:
-        environment |= {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
+        environment |= dict(setting.split("=") for setting in _KEEP.split())
     code = "from headwater.benchmark.doctor import _keeps_memory; print(_keeps_memory())"
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert said.stdout.strip() == str(keeps)

@@ -23,7 +23,9 @@ def level() -> str:
 
 
 def best_level() -> str:
-    """Return the best instruction set that the processor has."""
+    """Return the best instruction set that kernels and processor have, or ``"off"``."""
+    if not library.kernels():
+        return "off"
     return {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "plain")
 
 

@@ -32,6 +32,8 @@ class Machine(Record):
     """What the figures were taken on."""
 
     processor: str
+    instructions: str
+    """What torch sees: `AVX512`, `AVX2`, `NO AVX`, ..."""
     cores: int
     load: float
     """How many processes wanted a core before the run, over the last minute."""
@@ -43,7 +45,7 @@ class Machine(Record):
     """The level in use: `off`, `plain`, `avx2`, ..."""
     kernels_why: str
     kernels_best: str
-    """The best that the processor has."""
+    """The best level that kernels and processor have; `off` where no kernels were built."""
     bfloat16: bool
     """Whether the processor computes in bfloat16."""
 
@@ -52,6 +54,7 @@ class Machine(Record):
         """Return this machine's facts."""
         return cls(
             processor=_processor(),
+            instructions=torch.backends.cpu.get_cpu_capability(),
             cores=cores(),
             load=round(os.getloadavg()[0], 2),
             python=platform.python_version(),
