@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headwater.benchmark.bench import BenchOptions, bench
+    from headwater.benchmark.doctor import DoctorOptions, doctor
     from headwater.checkpoint import Checkpoint
     from headwater.compression.verb import CompressOptions, compress
     from headwater.deployment.verb import ExportOptions, export
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from headwater.transfer_learning.verb import transfer
 
 _HOMES = {
+    "BenchOptions": "headwater.benchmark.bench",
     "Checkpoint": "headwater.checkpoint",
     "CompressOptions": "headwater.compression.verb",
+    "DoctorOptions": "headwater.benchmark.doctor",
     "EvaluateOptions": "headwater.prediction",
     "ExportOptions": "headwater.deployment.verb",
     "FederateOptions": "headwater.federated.options",
@@ -37,7 +41,9 @@ _HOMES = {
     "PredictOptions": "headwater.prediction",
     "PretrainOptions": "headwater.pretraining",
     "TransferOptions": "headwater.transfer_learning.options",
+    "bench": "headwater.benchmark.bench",
     "compress": "headwater.compression.verb",
+    "doctor": "headwater.benchmark.doctor",
     "evaluate": "headwater.prediction",
     "export": "headwater.deployment.verb",
     "federate": "headwater.federated.verb",
@@ -52,8 +58,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "BenchOptions",
     "Checkpoint",
     "CompressOptions",
+    "DoctorOptions",
     "EvaluateOptions",
     "ExportOptions",
     "FederateOptions",
@@ -62,7 +70,9 @@ __all__ = [
     "PredictOptions",
     "PretrainOptions",
     "TransferOptions",
+    "bench",
     "compress",
+    "doctor",
     "evaluate",
     "export",
     "federate",

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from headwater.config import Config, RunOptions, read_toml
 from headwater.errors import ConfigError, HeadwaterError, did_you_mean
+from headwater.records import Record
 from headwater.verbs import STAGES, VERBS, Verb
 
 _INTERRUPTED = 130
@@ -104,7 +105,7 @@ def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
     for field, info in config.model_fields.items():
         _add_flag(parser, field, info)
     parser.add_argument("--config", metavar="FILE", help="options from a TOML file; flags go before them")
-    if name == "evaluate":
+    if name in ("evaluate", "doctor"):
         parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     values = _parse(parser, given)
     subject, as_json = values.pop("subject", None), values.pop("json", False)
@@ -113,7 +114,9 @@ def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
     if isinstance(options, RunOptions):
         _print_stage(options.out)
     elif as_json:
-        _print(json.dumps(result))
+        _print(result.model_dump_json() if isinstance(result, Record) else json.dumps(result))
+    elif isinstance(result, Record):
+        _print_record(result)
     else:
         _print_figures(result)
     return 0
@@ -131,7 +134,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> No
         text += " (required)"
     elif info.default is not None and not isinstance(info.default, bool) and str(info.default) != "":
         text += f" (default: {info.default})"
-    flag = "--" + name.replace("_", "-")
+    flag = flag_of(name)
     if info.annotation is bool:
         text += f" (default: {'on' if info.default else 'off'})"
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
@@ -140,9 +143,16 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> No
         # A string with a check is a name from a family's table, which its help lists.
         name_kind = "NAME" if info.annotation is str and info.metadata else ""
         kind = choices or name_kind or _KINDS.get(str(info.annotation), "VALUE")
-        parser.add_argument(flag, metavar=kind, help=text)
+        parser.add_argument(flag, dest=name, metavar=kind, help=text)
 
 
+def flag_of(name: str) -> str:
+    """Return an option's flag."""
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+_FLAGS = {"json_file": "--json", "only_parts": "--only"}
+"""Flags of options whose plain names are methods of every config."""
 _KINDS = {
     "<class 'int'>": "N",
     "<class 'float'>": "X",
@@ -280,6 +290,15 @@ def _print_figures(result: dict[str, Any]) -> None:
             _print(f"{name}: {_figures(value)}")
         else:
             _print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def _print_record(record: Record) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    with console.capture() as capture:
+        console.print(record, markup=False)
+    _print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def _print(line: str) -> None:

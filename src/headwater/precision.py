@@ -18,12 +18,17 @@ def precision(wanted: Precision, device: torch.device) -> torch.autocast:
     Raises:
         ConfigError: bfloat16 was asked for and the processor has no such arithmetic.
     """
-    if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported()
-    else:
-        able = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - there is no public name
+    able = has_bfloat16(device)
     if wanted == "bfloat16" and not able:
         raise ConfigError("precision = 'bfloat16': this processor has no bfloat16 arithmetic; use float32")
     # Without the cache: it would keep the bfloat16 copies that the first step made of the weights.
     on = wanted != "float32" and able
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on, cache_enabled=False)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether a device has arithmetic in bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return wide and bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001 - there is no public name

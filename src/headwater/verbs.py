@@ -97,6 +97,16 @@ VERBS = {
         "headwater.prediction:predict",
         EITHER,
     ),
+    "bench": Verb(
+        "measure this machine beside torch and ONNX Runtime",
+        "headwater.benchmark.bench:BenchOptions",
+        "headwater.benchmark.bench:bench",
+    ),
+    "doctor": Verb(
+        "say which kernels are in use here, why, and what they gain",
+        "headwater.benchmark.doctor:DoctorOptions",
+        "headwater.benchmark.doctor:doctor",
+    ),
 }
 STAGES = ("pretrain", "transfer", "federate", "personalize", "compress", "export")
 """The verbs that write a folder: what a journey is made of."""
