@@ -57,7 +57,10 @@ class LocalTraining:
         """Train from the instruction's weights; return the difference."""
         load_weights(self.model, instruction.weights)
         seed = client_seed(instruction.seed, instruction.round, client)
-        torch.manual_seed(seed)
+        if self.device.type == "cpu":  # `torch.manual_seed` would note a call stack for each absent kind of device
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
         batches = self._batches(client, examples, seed)
         shared = {n: p for n, p in self.model.named_parameters() if n in instruction.weights}
         for name, parameter in self.model.named_parameters():
