@@ -64,6 +64,22 @@ struct Gradients {
     float *h0, *c0;
 };
 
+// A layer of a stream of one row; see step.inc.
+struct StepLayer {
+    long cell, inputs, hidden;
+    const float* weights;  // packed
+    float* memory;         // 4 times whole(hidden): h, LSTM's c, and room to work in
+};
+
+constexpr long UNITS = 16, BLOCKS = 4;  // of a panel of such a layer
+
+inline long whole(long hidden) { return (hidden + UNITS - 1) / UNITS * UNITS; }
+
+inline long step_floats(long cell, long inputs, long hidden) {
+    const long gates = cell == LSTM ? 4 : cell == GRU || cell == GRU_RESET_BEFORE ? 3 : 1;
+    return whole(hidden) * (gates * (1 + inputs + hidden) + (cell == GRU));
+}
+
 }  // namespace
 
 // The text is compiled once for each instruction set; the headers above were read for the plain one.
@@ -88,6 +104,7 @@ constexpr int WIDTH = 16, ROWS = 13;
 #include "products.inc"
 #include "cells.inc"
 #include "softmax.inc"
+#include "step.inc"
 #undef HALF
 }  // namespace
 }  // namespace avx512_bf16
@@ -101,6 +118,7 @@ constexpr int WIDTH = 16, ROWS = 13;
 #include "products.inc"
 #include "cells.inc"
 #include "softmax.inc"
+#include "step.inc"
 }  // namespace
 }  // namespace avx512
 END_TARGET
@@ -113,6 +131,7 @@ constexpr int WIDTH = 8, ROWS = 6;
 #include "products.inc"
 #include "cells.inc"
 #include "softmax.inc"
+#include "step.inc"
 }  // namespace
 }  // namespace avx2
 END_TARGET
@@ -126,6 +145,7 @@ constexpr int WIDTH = 4, ROWS = 6;  // NEON, SSE2, or whatever four floats becom
 #include "products.inc"
 #include "cells.inc"
 #include "softmax.inc"
+#include "step.inc"
 }  // namespace
 }  // namespace plain
 
@@ -206,6 +226,21 @@ ENTRY int headwater_linear_cross_entropy(long rows, long inputs, long classes, l
                                          const float* weight, const float* bias, const long* targets, float* gradient,
                                          double* loss, int half) {
     GUARDED(linear_cross_entropy(rows, inputs, classes, across, x, weight, bias, targets, gradient, loss, half));
+}
+
+// Floats of a layer's packed weights.
+ENTRY long headwater_step_floats(long cell, long inputs, long hidden) { return step_floats(cell, inputs, hidden); }
+
+// Packs a layer's weights, which are as in torch.nn, for headwater_step at any level.
+ENTRY void headwater_pack_step(long cell, long inputs, long hidden, const float* weight_ih, const float* weight_hh,
+                               const float* bias_ih, const float* bias_hh, float* weights) {
+    AT_LEVEL(pack_step(cell, inputs, hidden, weight_ih, weight_hh, bias_ih, bias_hh, weights));
+}
+
+// Advances one row by one step through all layers: x (inputs of the first) to y (hidden of the last). The states in the
+// layers' memory go on; all of that memory must have been zeros at the beginning. Allocates nothing.
+ENTRY void headwater_step(const StepLayer* layers, long count, const float* x, float* y) {
+    AT_LEVEL(step(layers, count, x, y));
 }
 
 // Where each step of a padded batch (rows x time) lies in the packed one.
