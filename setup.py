@@ -7,7 +7,9 @@ setup(
         Extension(
             "headwater.native._kernels",
             ["src/headwater/native/kernels.cpp"],
-            depends=[f"src/headwater/native/{part}.inc" for part in ("vectors", "products", "cells", "softmax", "step")],
+            depends=[
+                f"src/headwater/native/{part}.inc" for part in ("vectors", "products", "cells", "softmax", "step")
+            ],
             # Loaded by ctypes: one file for all versions of Python and torch.
             py_limited_api=True,
             optional=True,

@@ -57,6 +57,19 @@ int main() {
             if (headwater_linear_cross_entropy(rows, D, classes, across, inputs.data(), weight.data(),
                                                all ? bias.data() : nullptr, targets.data(), gradient.data(), &loss, half))
                 return 1;
+            const long layers = draw(1, 3);
+            std::vector<std::vector<float>> packed, memory;
+            std::vector<StepLayer> stack;
+            for (long n = 0; n < layers; ++n) {
+                const long read = n ? H : D;
+                auto first = floats(G * read);
+                packed.push_back(floats(headwater_step_floats(cell, read, H)));
+                memory.emplace_back(4 * ((H + 15) / 16 * 16));
+                headwater_pack_step(cell, read, H, first.data(), wh.data(), bi.data(), bh.data(), packed[n].data());
+                stack.push_back({cell, read, H, packed[n].data(), memory[n].data()});
+            }
+            std::vector<float> in = floats(D), state(H);
+            for (long t = 0; t < 3; ++t) headwater_step(stack.data(), layers, in.data(), state.data());
         }
     }
     std::printf("%d passes\n", passes);

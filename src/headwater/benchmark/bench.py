@@ -73,7 +73,7 @@ class BenchResult(Record):
     def __rich__(self) -> Group:
         """Return the tables for a terminal."""
         tables = [_peak_table(self), _layer_table(self)]
-        tables.append(_table("One step of a stream, batch of one", "µs", 1e6, self.of("step")))
+        tables.append(_table("One step of a stream, batch of one (ours: Stream.step)", "µs", 1e6, self.of("step")))
         tables.append(_table("One step of training a small classifier", "ms", 1e3, self.of("fit")))
         tables.append(_table("One simulated federated round", "ms", 1e3, self.of("round")))
         shown = [table for table in tables if table.row_count]

@@ -20,6 +20,7 @@ from headwater.benchmark.shapes import STEP, Shape, step_bytes, step_flops, trai
 from headwater.cells import cell_class
 from headwater.cells.base import Cell
 from headwater.cells.stack import RecurrentStack
+from headwater.cells.stream import Stream
 from headwater.deployment.onnx_builder import GraphBuilder
 from headwater.deployment.onnx_graph import OPERATORS
 
@@ -110,33 +111,34 @@ def streaming(cell: str, budget: float) -> list[Row]:
 
 
 def step_paths(name: str) -> Paths:
-    """Return one step of our cell, of torch's layer and of ONNX Runtime; each goes on from its own last state."""
+    """Return one step of our `Stream`, of torch's layer and of ONNX Runtime; each goes on from its own last state."""
     torch.manual_seed(0)
-    cell = cell_class(name)(STEP.inputs, STEP.hidden).eval()
-    theirs = twin(name, STEP, cell).eval()
-    x_1E = torch.randn(1, STEP.inputs)
-    session = onnx_step(name, cell)
-    state, state_torch = cell.init_state(1), None
-    feeds = {"x": x_1E.unsqueeze(0).numpy()} | {key: cell.init_state(1)[key].unsqueeze(0).numpy() for key in state}
+    stack = RecurrentStack(name, STEP.inputs, STEP.hidden).eval()
+    theirs = twin(name, STEP, stack).eval()
+    cell = stack.get_submodule("layers.0.fwd")
+    assert isinstance(cell, Cell)  # noqa: S101 - what the stack has put there
+    stream, session = Stream(stack), onnx_step(name, cell)
+    x_E, state_torch = torch.randn(STEP.inputs), None
+    x_11E, state = x_E.view(1, 1, -1), cell.init_state(1)
+    feeds = {"x": x_11E.numpy()} | {key: value.unsqueeze(0).numpy() for key, value in state.items()}
     outputs = ["y", *(f"y_{key}" for key in state)]
-
-    def ours() -> Tensor:
-        nonlocal state
-        y_1H, state = cell.step(x_1E, state)
-        return y_1H
 
     def torchs() -> Tensor:
         nonlocal state_torch
         y_11H: Tensor
-        y_11H, state_torch = theirs(x_1E.unsqueeze(0), state_torch)
-        return y_11H[0]
+        y_11H, state_torch = theirs(x_11E, state_torch)
+        return y_11H[0, 0]
 
     def onnx() -> Tensor:
         y, *after = session.run(outputs, feeds)
         feeds.update(zip(state, after, strict=True))
         return torch.from_numpy(y)[0, 0]
 
-    return {(OURS, "float32"): ours, ("torch", "float32"): torchs, ("ONNX Runtime", "float32"): onnx}
+    return {
+        (OURS, "float32"): partial(stream.step, x_E),
+        ("torch", "float32"): torchs,
+        ("ONNX Runtime", "float32"): onnx,
+    }
 
 
 def onnx_step(name: str, cell: Cell) -> onnxruntime.InferenceSession:

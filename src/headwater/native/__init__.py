@@ -8,6 +8,7 @@ from headwater.native.library import LEVELS, OFF, SWITCH, best_level, level, pro
 from headwater.native.packing import Packing
 from headwater.native.recurrent import KINDS, GateGradients, RecurrentLayer, keep_gate_gradients
 from headwater.native.softmax import linear_cross_entropy
+from headwater.native.step import Steps
 
 __all__ = [
     "KINDS",
@@ -17,6 +18,7 @@ __all__ = [
     "GateGradients",
     "Packing",
     "RecurrentLayer",
+    "Steps",
     "best_level",
     "keep_gate_gradients",
     "level",

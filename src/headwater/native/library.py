@@ -125,6 +125,12 @@ def _library() -> ctypes.CDLL | None:
     library.headwater_linear_cross_entropy.argtypes = [*[size] * 4, *[pointer] * 6, number]
     library.headwater_plan.argtypes = [pointer, pointer, size, size, *[pointer] * 5]
     library.headwater_plan.restype = size
+    library.headwater_step_floats.argtypes = [size, size, size]
+    library.headwater_step_floats.restype = size
+    library.headwater_pack_step.argtypes = [*[size] * 3, *[pointer] * 5]
+    library.headwater_pack_step.restype = None
+    library.headwater_step.argtypes = [pointer, size, pointer, pointer]
+    library.headwater_step.restype = None
     if wanted := os.environ.get(SWITCH, ""):
         known = (OFF, *LEVELS[: library.headwater_best_level() + 1])
         if wanted not in known:
@@ -191,10 +197,11 @@ def check(status: int) -> None:
 
 
 def _pointers(tensors: dict[str, Tensor | None]) -> dict[str, int | None]:
-    return {name: None if value is None else _pointer(value) for name, value in tensors.items()}
+    return {name: None if value is None else address(value) for name, value in tensors.items()}
 
 
-def _pointer(value: Tensor) -> int:
+def address(value: Tensor) -> int:
+    """Return where a dense tensor's numbers lie."""
     # The kernels read plain rows of these types and would read past anything else.
     assert value.is_contiguous()  # noqa: S101
     assert value.dtype in (torch.float32, torch.int64)  # noqa: S101

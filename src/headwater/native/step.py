@@ -6,12 +6,12 @@ Shapes: D input features, H hidden.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from headwater.native.library import kernels
+from headwater.native.library import address, kernels
 from headwater.native.recurrent import KINDS
 
 _UNITS = 16
@@ -32,36 +32,34 @@ class Steps:
 
     Args:
         kind: One of `KINDS`.
-        layers: For each the four weights by their names in `torch.nn`, float32; they are copied.
+        layers: For each ``weight_ih``, ``weight_hh``, ``bias_ih`` and ``bias_hh`` as in `torch.nn`; they are copied.
 
     Attributes:
-        states: The h and c of each layer, (1, H), as views of what the next step goes on from; an LSTM's alone has a c.
+        states: Each layer's h, and an LSTM's c, (1, H): views of what the next step goes on from.
     """
 
-    def __init__(self, kind: str, layers: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(self, kind: str, layers: Sequence[Sequence[Tensor]]) -> None:
         number, _ = KINDS[kind]
+        names = ("h", "c") if kind == "lstm" else ("h",)
         library = kernels()
         self._kept: list[Tensor] = []  # what the structures point to
         self.states: list[dict[str, Tensor]] = []
         self._layers = (_StepLayer * len(layers))()
         for place, given in enumerate(layers):
-            weights = {name: value.detach().contiguous() for name, value in given.items()}
-            hidden, inputs = weights["weight_hh"].shape[1], weights["weight_ih"].shape[1]
-            packed = torch.empty(library.headwater_step_floats(number, inputs, hidden))
-            library.headwater_pack_step(
-                *(number, inputs, hidden),
-                *(weights[name].data_ptr() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
-                packed.data_ptr(),
-            )
-            memory = torch.zeros(_VECTORS, -(-hidden // _UNITS) * _UNITS)
-            self.states.append({"h": memory[:1, :hidden], "c": memory[1:2, :hidden]})
+            weights = [value.detach().contiguous() for value in given]
+            inputs, hidden = (value.shape[1] for value in weights[:2])
+            packed = weights[0].new_empty(library.headwater_step_floats(number, inputs, hidden))
+            library.headwater_pack_step(number, inputs, hidden, *map(address, weights), packed.data_ptr())
+            memory = packed.new_zeros(_VECTORS, -(-hidden // _UNITS) * _UNITS)
+            self.states.append({name: memory[i : i + 1, :hidden] for i, name in enumerate(names)})
             self._kept += [packed, memory]
             self._layers[place] = _StepLayer(number, inputs, hidden, packed.data_ptr(), memory.data_ptr())
-        self._start, self._count, self._hidden = ctypes.addressof(self._layers), len(layers), hidden
+        self._y_H = memory[0, :hidden].clone()  # allocating like a tensor is the fastest way
+        self._start, self._count = ctypes.addressof(self._layers), len(layers)
         self._run = library.headwater_step
 
     def __call__(self, x_D: Tensor) -> Tensor:
         """Advance by one step: dense float32 inputs (D,) to outputs (H,)."""
-        y_H = torch.empty(self._hidden)
+        y_H = torch.empty_like(self._y_H)
         self._run(self._start, self._count, x_D.data_ptr(), y_H.data_ptr())
         return y_H
