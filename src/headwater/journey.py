@@ -46,6 +46,7 @@ from typing import Any
 from headwater.config import Config, cores, read_toml
 from headwater.errors import ConfigError, HeadwaterError, OutputError, did_you_mean
 from headwater.files import output_errors
+from headwater.memory import keep_memory
 from headwater.progress import Progress
 from headwater.records import STAGE_FILE, StageRecord
 from headwater.verbs import STAGES, VERBS
@@ -179,8 +180,9 @@ def _run_parallel(
 
 
 def _start_worker(parent: int) -> None:
-    """Set up a worker: one thread, and an end of its own if the parent is killed."""
+    """Set up a worker: one thread, memory kept, and an end of its own if the parent is killed."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    keep_memory()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -24,6 +24,7 @@ from typing import Any, Self
 import torch
 
 from headwater.errors import WorkerError
+from headwater.memory import keep_memory
 from headwater.weights import Weights
 
 _ALIGNMENT = 64
@@ -72,14 +73,12 @@ class Workers:
                 ready = wait(list(busy))
                 for connection in [connection for connection in busy if connection in ready]:
                     number = busy.pop(connection)
-                    answer, error = self._receive(connection)
-                    if error is not None:
-                        raise error
+                    answer = self._receive(connection)
                     free.append(connection)
                     yield number, answer
-        finally:
-            if waiting or busy:
-                self.close()
+        except BaseException:  # whoever stops listening leaves answers behind that would come as those of other tasks
+            self.close()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -101,7 +100,7 @@ class Workers:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _receive(self, connection: Connection) -> tuple[Any, Exception | None]:
+    def _receive(self, connection: Connection) -> Any:
         try:
             answer, error = connection.recv()
         except (EOFError, ConnectionResetError):
@@ -111,7 +110,9 @@ class Workers:
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             hint = ", perhaps for want of memory: take fewer --processes" if code == -signal.SIGKILL else ""
             raise WorkerError(f"a worker process died ({how}{hint})") from None
-        return answer, error
+        if error is not None:
+            raise error
+        return answer
 
 
 def shared_weights(like: Weights) -> Weights:
@@ -124,19 +125,6 @@ def shared_weights(like: Weights) -> Weights:
         made[name] = flat.view(value.shape)
         offset += sizes[name]
     return made
-
-
-def keep_memory() -> bool:
-    """Let this process keep the memory that it frees; return whether that could be had (glibc alone has it).
-
-    By default each large tensor is given back to the system at once, and all its pages are fetched anew for the next
-    one of its size: up to a third of a training step.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    trim_threshold, mmap_threshold, large = -1, -3, 2**30
-    library = ctypes.CDLL(None)
-    return all([library.mallopt(mmap_threshold, large), library.mallopt(trim_threshold, large)])
 
 
 def _serve(connection: Connection, others: list[Connection], work: Callable[[Any], Any], parent: int) -> None:
