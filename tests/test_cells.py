@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from headwater import native
 from headwater.cells import CELLS, cell_class
 from headwater.cells.base import last_valid
 from headwater.cells.stack import RecurrentStack, locked_dropout
@@ -20,6 +21,13 @@ from headwater.errors import ConfigError
 NAMES = sorted(CELLS)
 TWINS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 LENGTHS = torch.tensor([7, 1, 4, 7, 2, 6])
+
+
+@pytest.fixture(autouse=True, params=sorted({native.OFF, native.best_level()}))
+def _both_paths(request):
+    """Run every test in torch and, where they were built, in the kernels."""
+    with native.using(request.param):
+        yield
 
 
 def drawn(module, seed=0, std=0.5):

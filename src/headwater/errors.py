@@ -9,6 +9,7 @@
     ├── OutputError           an output folder is taken, or the disk is full or read-only
     ├── ExportError           a model can't be written for a target, or its artifact is not equal to it
     ├── FederationError       a client failed; names the client, the round and the stage
+    ├── WorkerError           a worker process died or failed
     └── MissingDependency     an optional package is needed; names the extra that brings it
 
 Every message says what was given, what was expected and what to do.
@@ -17,7 +18,9 @@ Every message says what was given, what was expected and what to do.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable
+from typing import Any
 
 
 class HeadwaterError(Exception):
@@ -59,6 +62,16 @@ class FederationError(HeadwaterError):
         self.client = client
         self.round_number = round_number
         self.stage = stage
+        self._message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Allow a worker process to send it."""
+        rebuild = functools.partial(type(self), client=self.client, round_number=self.round_number, stage=self.stage)
+        return rebuild, (self._message,)
+
+
+class WorkerError(HeadwaterError):
+    """A worker process died, or failed in a way that can't be sent between processes."""
 
 
 class MissingDependency(HeadwaterError):  # noqa: N818 - reads as what it is

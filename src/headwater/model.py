@@ -16,6 +16,7 @@ from headwater.cells.base import State
 from headwater.cells.stack import RecurrentStack, locked_dropout
 from headwater.config import Config, Fraction
 from headwater.features.text import PAD
+from headwater.native import Packing
 from headwater.registry import name_in
 
 Pooling = Literal["concat", "last", "max", "mean"]
@@ -25,7 +26,7 @@ class EncoderOptions(Config):
     """The shape of the encoder."""
 
     cell: Annotated[str, name_in("headwater.cells", CELLS)] = "lstm"
-    """`lstm`, `gru`, `rnn`, `gru_reset_before` (or a cell of a plug-in). On a CPU the LSTM is the fastest to train."""
+    """`lstm`, `gru`, `gru_reset_before`, `rnn`, `rnn_relu`, or a cell of a plug-in."""
     embedding_size: Annotated[int, Field(ge=1)] = 100
     """Numbers a token is embedded into."""
     hidden_size: Annotated[int, Field(ge=1)] = 128
@@ -81,18 +82,23 @@ class Encoder(nn.Module):
         self, tokens_BT: Tensor, lengths_B: Tensor | None = None, state: State | None = None
     ) -> tuple[Tensor, State]:
         """Return the states of the last layer (B, T, R*H), unspecified on padding, and the state to go on from."""
-        out: tuple[Tensor, State] = self.stack(self.embed(tokens_BT), lengths_B, state)
-        return out
+        packing = self.stack.plan(lengths_B, tokens_BT.shape)
+        if packing is None:
+            out: tuple[Tensor, State] = self.stack(self.embed(tokens_BT), lengths_B, state)
+            return out
+        x_NE = self.embed(tokens_BT.flatten()[packing.place_N], packing)
+        y_NH, after = self.stack.packed(x_NE, packing, state)
+        return packing.unpack(y_NH), after
 
-    def embed(self, tokens_BT: Tensor) -> Tensor:
-        """Return the embedded tokens (B, T, E), with dropout while training."""
-        x_BTE: Tensor = self.embedding(tokens_BT)
+    def embed(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
+        """Return the embedded tokens, (B, T, E) or packed (N, E), with dropout while training."""
+        x: Tensor = self.embedding(tokens)
         if not self.training:
-            return x_BTE
+            return x
         if share := self.dropout.embedding_dropout:
-            keep_V = torch.empty(self.embedding.num_embeddings, device=tokens_BT.device).bernoulli_(1 - share)
-            x_BTE = x_BTE * (keep_V / (1 - share))[tokens_BT].unsqueeze(2)
-        return locked_dropout(x_BTE, self.dropout.input_dropout) if self.dropout.input_dropout else x_BTE
+            keep_V = torch.empty(self.embedding.num_embeddings, device=tokens.device).bernoulli_(1 - share)
+            x = x * (keep_V / (1 - share))[tokens].unsqueeze(-1)
+        return locked_dropout(x, self.dropout.input_dropout, packing) if self.dropout.input_dropout else x
 
 
 class SequenceModel(nn.Module):

@@ -23,6 +23,7 @@ from headwater.data.examples import Examples
 from headwater.errors import ConfigError, DataError
 from headwater.lr_finder import lr_range_test, suggest_lr
 from headwater.model import SequenceModel
+from headwater.precision import Precision, precision
 from headwater.progress import Progress
 from headwater.records import Curve
 from headwater.resume_state import load_state, part, save_state
@@ -56,7 +57,7 @@ class TrainOptions(Config):
     """Largest L2 norm of the gradient."""
     patience: Annotated[int, Field(ge=0)] = 3
     """Stop after this many epochs without a better held-out figure; 0 never stops early."""
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    precision: Precision = "float32"
     """`bfloat16` computes in that type where the processor has it; `auto` uses it if so."""
 
 
@@ -344,23 +345,6 @@ def make_optimizer(
         return torch.optim.SGD(settings, lr=lr, momentum=0.9, weight_decay=options.weight_decay)
     # The fused kernel makes one pass over large embeddings where the default makes ten.
     return torch.optim.AdamW(settings, lr=lr, weight_decay=options.weight_decay, fused=True)
-
-
-def precision(wanted: Literal["float32", "bfloat16", "auto"], device: torch.device) -> torch.autocast:
-    """Return the context that computes in a type.
-
-    Raises:
-        ConfigError: bfloat16 was asked for and the processor has no such arithmetic.
-    """
-    if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported()
-    else:
-        able = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - there is no public name
-    if wanted == "bfloat16" and not able:
-        raise ConfigError("precision = 'bfloat16': this processor has no bfloat16 arithmetic; use float32")
-    # Without the cache: it would keep the bfloat16 copies that the first step made of the weights.
-    on = wanted != "float32" and able
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on, cache_enabled=False)
 
 
 def _find_lr(

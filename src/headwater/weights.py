@@ -31,6 +31,17 @@ def add_scaled(a: Mapping[str, Tensor], b: Mapping[str, Tensor], scale: float = 
     return {name: torch.add(value, b[name], alpha=scale) if name in b else value for name, value in a.items()}
 
 
+def zeros_like(weights: Mapping[str, Tensor]) -> Weights:
+    """Return zero weights of the same names, shapes and types."""
+    return {name: torch.zeros_like(value) for name, value in weights.items()}
+
+
+def add_to(total: Mapping[str, Tensor], weights: Mapping[str, Tensor], scale: float) -> None:
+    """Add the scaled weights to the total, in place."""
+    for name, value in weights.items():
+        total[name].add_(value, alpha=scale)
+
+
 def l2_norm(weights: Mapping[str, Tensor]) -> float:
     """Return the L2 norm over all the numbers, summed in float64."""
     return float(sum(float(value.double().square().sum()) for value in weights.values()) ** 0.5)

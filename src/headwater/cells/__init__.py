@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 CELLS = {
     "rnn": "headwater.cells.elman:SimpleRNN",
+    "rnn_relu": "headwater.cells.elman:ReLURNN",
     "lstm": "headwater.cells.lstm:LSTM",
     "gru": "headwater.cells.gru:GRU",
     "gru_reset_before": "headwater.cells.gru:ResetBeforeGRU",

@@ -36,6 +36,8 @@ class Cell(nn.Module, ABC):
     gates: ClassVar[int]
     """G, the blocks of rows in the weights."""
     state_names: ClassVar[tuple[str, ...]] = ("h",)
+    kernel: ClassVar[str] = ""
+    """Its name in `headwater.native.KINDS`; empty where the kernels don't know it and torch runs it always."""
 
     def __init__(self, input_size: int, hidden_size: int, *, weight_drop: float = 0.0) -> None:
         super().__init__()

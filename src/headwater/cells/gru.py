@@ -24,6 +24,7 @@ class GRU(Cell):
     """GRU with the reset after the product; equal to `torch.nn.GRU`."""
 
     gates = 3
+    kernel = "gru"
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance by one step."""
@@ -48,6 +49,7 @@ class ResetBeforeGRU(Cell):
     """GRU with the reset before the product, which `torch.nn.GRU` can't express."""
 
     gates = 3
+    kernel = "gru_reset_before"
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance by one step."""

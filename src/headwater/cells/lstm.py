@@ -19,6 +19,7 @@ class LSTM(Cell):
     """
 
     gates = 4
+    kernel = "lstm"
     state_names = ("h", "c")
 
     def reset_parameters(self) -> None:

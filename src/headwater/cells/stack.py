@@ -5,11 +5,14 @@ Shapes: B batch, T time, D input features, H hidden, R directions (1 or 2).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from headwater.cells import cell_class
-from headwater.cells.base import Cell, State
+from headwater.cells.base import Cell, State, is_ragged
+from headwater.native import OFF, Packing, RecurrentLayer, level
 
 
 class Layer(nn.Module):
@@ -31,6 +34,14 @@ class Layer(nn.Module):
             return y_BTH, {"fwd": after}
         back_BTH, back = self.bwd(reverse(x_BTD, reversal_BT), lengths_B, state.get("bwd"))
         return torch.cat([y_BTH, reverse(back_BTH, reversal_BT)], 2), {"fwd": after, "bwd": back}
+
+    def packed(self, x_ND: Tensor, packing: Packing, state: dict[str, State]) -> tuple[Tensor, dict[str, State]]:
+        """Return packed outputs (N, R*H) and the state of each direction."""
+        y_NH, after = run_packed(self.fwd, x_ND, packing, state.get("fwd"))
+        if self.bwd is None:
+            return y_NH, {"fwd": after}
+        back_NH, back = run_packed(self.bwd, x_ND.index_select(0, packing.mirror_N), packing, state.get("bwd"))
+        return torch.cat([y_NH, back_NH.index_select(0, packing.mirror_N)], 1), {"fwd": after, "bwd": back}
 
 
 class RecurrentStack(nn.Module):
@@ -64,15 +75,15 @@ class RecurrentStack(nn.Module):
         self.bidirectional = bidirectional
         self.dropout = dropout
         sizes = [input_size] + [self.output_size] * (layers - 1)
-        made = cell_class(cell)
+        self._cell = cell_class(cell)
         self.layers = nn.ModuleList(
-            Layer(made, size, hidden_size, bidirectional=bidirectional, weight_drop=weight_drop) for size in sizes
+            Layer(self._cell, size, hidden_size, bidirectional=bidirectional, weight_drop=weight_drop) for size in sizes
         )
 
     def forward(
         self, x_BTD: Tensor, lengths_B: Tensor | None = None, state: State | None = None
     ) -> tuple[Tensor, State]:
-        """Run over whole sequences.
+        """Run over whole sequences, in the kernels where `plan` says so, else in torch.
 
         Args:
             x_BTD: Inputs, padded on the right.
@@ -82,14 +93,51 @@ class RecurrentStack(nn.Module):
         Returns:
             The outputs (B, T, R*H), unspecified on padding, and the flat state after each row's last valid step.
         """
+        if packing := self.plan(lengths_B, x_BTD.shape):
+            y_NF, after = self.packed(packing.pack(x_BTD.float()), packing, state)
+            return packing.unpack(y_NF), after
         reversal_BT = reversal_index(lengths_B, x_BTD) if self.bidirectional else None
-        after: State = {}
+        after = {}
         for number, layer in enumerate(self.layers):
             if number and self.dropout and self.training:
                 x_BTD = locked_dropout(x_BTD, self.dropout)
             x_BTD, states = layer(x_BTD, lengths_B, reversal_BT, _unflatten(state, number))
-            after |= {f"{number}.{side}.{name}": value for side, s in states.items() for name, value in s.items()}
+            after |= _flatten(states, number)
         return x_BTD, after
+
+    def plan(self, lengths_B: Tensor | None, shape: Sequence[int]) -> Packing | None:
+        """Return how the kernels will hold a batch whose shape begins with B and T, or None where torch is to run it.
+
+        Torch runs what the kernels can't: other types and devices, cells of plug-ins, transforms of `torch.func`. And
+        it runs full-length LSTMs of which no gradient is wanted: there oneDNN is as fast or faster.
+        """
+        weight: Tensor = self.get_parameter("layers.0.fwd.weight_hh")
+        if level() == OFF or not self._cell.kernel or weight.dtype != torch.float32 or weight.device.type != "cpu":
+            return None
+        half = torch.is_autocast_enabled("cpu")
+        if half and level() != "avx512_bf16":
+            return None
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # noqa: SLF001 - there is no public name
+            return None
+        if (
+            self._cell.kernel == "lstm"
+            and not half
+            and not torch.is_grad_enabled()
+            and not is_ragged(lengths_B, shape[1])
+        ):
+            return None
+        return Packing.of(lengths_B, (shape[0], shape[1]))
+
+    def packed(self, x_ND: Tensor, packing: Packing, state: State | None = None) -> tuple[Tensor, State]:
+        """Run over a packed batch in the kernels; return packed outputs (N, R*H) and the flat state."""
+        after: State = {}
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)  # noqa: S101 - what the constructor has put there
+            if number and self.dropout and self.training:
+                x_ND = locked_dropout(x_ND, self.dropout, packing)
+            x_ND, states = layer.packed(x_ND, packing, _unflatten(state, number))
+            after |= _flatten(states, number)
+        return x_ND, after
 
 
 def reversal_index(lengths_B: Tensor | None, x_BTD: Tensor) -> Tensor:
@@ -107,10 +155,35 @@ def reverse(x_BTD: Tensor, reversal_BT: Tensor | None) -> Tensor:
     return x_BTD.gather(1, reversal_BT.unsqueeze(2).expand_as(x_BTD))
 
 
-def locked_dropout(x_BTD: Tensor, share: float) -> Tensor:
-    """Drop features with one mask a row, the same at all steps (variational dropout)."""
-    keep_B1D = torch.empty_like(x_BTD[:, :1]).bernoulli_(1 - share)
-    return x_BTD * (keep_B1D / (1 - share))
+def run_packed(cell: Cell, x_ND: Tensor, packing: Packing, state: State | None) -> tuple[Tensor, State]:
+    """Run a cell over a packed batch in the kernels; return packed outputs (N, H) and the state of each row."""
+    half = torch.is_autocast_enabled("cpu")
+    start = [state[name].index_select(0, packing.order_B) for name in cell.state_names] if state else [None]
+    packed = RecurrentLayer.apply(  # type: ignore[no-untyped-call]
+        *(cell.kernel, packing, half, x_ND, cell.weight_ih, cell.recurrent_weight(), cell.bias_ih, cell.bias_hh),
+        *[*start, None][:2],
+    )
+    after = {name: value.index_select(0, packing.last_B) for name, value in zip(cell.state_names, packed, strict=False)}
+    return packed[0], after
+
+
+def locked_dropout(x: Tensor, share: float, packing: Packing | None = None) -> Tensor:
+    """Drop features with one mask a row, the same at all steps (variational dropout).
+
+    Args:
+        x: (B, T, D), or (N, D) with its packing.
+        share: Of the features.
+        packing: Of the batch.
+    """
+    if packing is None:
+        keep_B1D = torch.empty_like(x[:, :1]).bernoulli_(1 - share)
+        return x * (keep_B1D / (1 - share))
+    keep_BD = x.new_empty(packing.shape[0], x.shape[1]).bernoulli_(1 - share)
+    return x * (keep_BD / (1 - share)).index_select(0, packing.row_N)
+
+
+def _flatten(states: dict[str, State], layer: int) -> State:
+    return {f"{layer}.{side}.{name}": value for side, state in states.items() for name, value in state.items()}
 
 
 def _unflatten(state: State | None, layer: int) -> dict[str, State]:

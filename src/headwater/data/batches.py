@@ -46,6 +46,24 @@ def batch_of(examples: Examples, rows: np.ndarray) -> Batch:
     return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(lengths_B), torch.from_numpy(targets_B))
 
 
+class InOrder:
+    """The rows' batches in their own order, the same in every epoch; made once.
+
+    Args:
+        examples: The rows.
+        size: B.
+    """
+
+    def __init__(self, examples: Examples, size: int) -> None:
+        rows = np.arange(len(examples))
+        self._batches = [batch_of(examples, rows[start : start + size]) for start in range(0, len(rows), size)]
+        self.steps_per_epoch = len(self._batches)
+
+    def __getitem__(self, step: int) -> Batch:
+        """Return the batch of a step, counted from 0 over all epochs."""
+        return self._batches[step % self.steps_per_epoch]
+
+
 class Shuffler:
     """Training batches in a random order that is a pure function of the seed and the step.
 

@@ -44,11 +44,12 @@ class Operator:
     name: str
     blocks: tuple[int, ...]
     outputs: tuple[str, ...] = ("_h",)
-    attributes: dict[str, int] = field(default_factory=dict)
+    attributes: dict[str, int | list[str]] = field(default_factory=dict)
 
 
 OPERATORS = {
     "rnn": Operator("RNN", (0,)),
+    "rnn_relu": Operator("RNN", (0,), attributes={"activations": ["Relu"]}),
     "lstm": Operator("LSTM", (0, 3, 1, 2), ("_h", "_c")),
     "gru": Operator("GRU", (1, 0, 2), attributes={"linear_before_reset": 1}),
     "gru_reset_before": Operator("GRU", (1, 0, 2), attributes={"linear_before_reset": 0}),

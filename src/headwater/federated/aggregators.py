@@ -1,6 +1,8 @@
 """Aggregators: many updates to one direction. Updates come in the order of the clients' names.
 
-Float addition is not associative; with one order, a simulation and a deployment give the same bits.
+Float addition is not associative; with one order of sums, a simulation on any number of processes and a deployment give
+the same bits. An average is made of `LANES` sums, which can be made side by side: the update at place n goes to the lane
+n mod LANES, and the lanes are added up in their order.
 """
 
 from __future__ import annotations
@@ -11,23 +13,78 @@ from dataclasses import dataclass
 import torch
 
 from headwater.federated.protocols import Update
-from headwater.weights import Weights
+from headwater.weights import Weights, add_to, zeros_like
 
 
-class Mean:
-    """Every client counts alike; a running sum, so memory doesn't grow with the clients."""
+LANES = 16
+"""Sums that an average is made of; more processes than this would have nothing to do."""
+
+
+class _Average:
+    """A weighted sum of the updates, scaled: running sums, so memory doesn't grow with the clients."""
 
     def __call__(self, updates: Iterable[Update], like: Weights) -> Weights:
         """Combine updates."""
-        return _weighted(((update, 1.0) for update in updates), like)
+        lanes: list[tuple[Weights, float]] = []
+        for place, update in enumerate(updates):
+            weight = self.weight(update)
+            if place < LANES:
+                lanes.append((zeros_like(like), 0.0))
+            total, weights = lanes[place % LANES]
+            add_to(total, update.delta, weight)
+            lanes[place % LANES] = total, weights + weight
+        return self.of_lanes(lanes, like)
+
+    def of_lanes(self, lanes: Iterable[tuple[Weights, float]], like: Weights) -> Weights:
+        """Return the average from each lane's sum of weighted updates and sum of weights."""
+        total, weights = zeros_like(like), 0.0
+        for lane_total, lane_weights in lanes:
+            add_to(total, lane_total, 1.0)
+            weights += lane_weights
+        return self.average(total, weights)
+
+    def weight(self, update: Update) -> float:
+        """Return what an update counts."""
+        raise NotImplementedError
+
+    def average(self, total: Weights, weights: float) -> Weights:
+        """Return the average from the sum of weighted updates, changed in place, and the sum of their weights."""
+        for value in total.values():
+            value.div_(weights or 1.0)
+        return total
 
 
-class WeightedMean:
+class Mean(_Average):
+    """Every client counts alike."""
+
+    def weight(self, update: Update) -> float:
+        """Return 1."""
+        del update
+        return 1.0
+
+
+class WeightedMean(_Average):
     """A client counts by its rows: FedAvg (McMahan et al. 2017, arXiv:1602.05629)."""
 
-    def __call__(self, updates: Iterable[Update], like: Weights) -> Weights:
-        """Combine updates."""
-        return _weighted(((update, float(update.rows)) for update in updates), like)
+    def weight(self, update: Update) -> float:
+        """Return the client's rows."""
+        return float(update.rows)
+
+
+@dataclass(frozen=True)
+class FixedMean(Mean):
+    """The sum over a fixed number, which no client can change by taking part or not: what privacy needs.
+
+    Attributes:
+        expected: Clients expected in a round: the population times the sampling rate.
+    """
+
+    expected: float
+
+    def average(self, total: Weights, weights: float) -> Weights:
+        """Return the sum over the expected number."""
+        del weights
+        return super().average(total, self.expected)
 
 
 class Median:
@@ -37,45 +94,11 @@ class Median:
         """Combine updates; an even number of clients gives the mean of the two in the middle."""
         deltas = [update.delta for update in updates]
         if not deltas:
-            return _zeros(like)
+            return zeros_like(like)
         return {name: _median(torch.stack([delta[name] for delta in deltas])) for name in like}
-
-
-@dataclass(frozen=True)
-class FixedMean:
-    """The sum over a fixed number, which no client can change by taking part or not: what privacy needs.
-
-    Attributes:
-        expected: Clients expected in a round: the population times the sampling rate.
-    """
-
-    expected: float
-
-    def __call__(self, updates: Iterable[Update], like: Weights) -> Weights:
-        """Combine updates."""
-        total = _zeros(like)
-        for update in updates:
-            for name, value in update.delta.items():
-                total[name].add_(value, alpha=1 / self.expected)
-        return total
-
-
-def _weighted(pairs: Iterable[tuple[Update, float]], like: Weights) -> Weights:
-    total, weight_sum = _zeros(like), 0.0
-    for update, weight in pairs:
-        weight_sum += weight
-        for name, value in update.delta.items():
-            total[name].add_(value, alpha=weight)
-    for value in total.values():
-        value.div_(weight_sum or 1.0)
-    return total
 
 
 def _median(stacked: torch.Tensor) -> torch.Tensor:
     ordered = stacked.sort(0).values
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-
-def _zeros(like: Weights) -> Weights:
-    return {name: torch.zeros_like(value) for name, value in like.items()}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from headwater.errors import FederationError
-from headwater.federated.protocols import Cohort, FederatedAlgorithm, Instruction
+from headwater.federated.protocols import Average, AveragingCohort, ClientId, Cohort, FederatedAlgorithm, Instruction
 from headwater.records import Metrics, RoundRow
 from headwater.weights import Weights
 
@@ -107,7 +107,7 @@ def run_rounds(
         clients = algorithm.sampler.sample(number, cohort.clients())
         instruction = Instruction(number, state.weights, seed)
         down, up = cohort.bytes_down, cohort.bytes_up
-        aggregate = algorithm.aggregator(cohort.gather(instruction, clients, algorithm.transforms), state.weights)
+        aggregate = _aggregate(algorithm, cohort, instruction, clients)
         for transform in reversed(algorithm.transforms):
             aggregate = transform.on_aggregate(aggregate, instruction)
         state.weights = algorithm.server_optimizer.step(state.weights, aggregate)
@@ -131,6 +131,14 @@ def run_rounds(
         if after_round:
             after_round(state)
     return (state.best_weights if stopping.keep_best else state.weights), why
+
+
+def _aggregate(
+    algorithm: FederatedAlgorithm, cohort: Cohort, instruction: Instruction, clients: Sequence[ClientId]
+) -> Weights:
+    if isinstance(algorithm.aggregator, Average) and isinstance(cohort, AveragingCohort):
+        return cohort.average(instruction, clients, algorithm.transforms, algorithm.aggregator)
+    return algorithm.aggregator(cohort.gather(instruction, clients, algorithm.transforms), instruction.weights)
 
 
 def _finish(state: FederationState, record: RoundRow) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import nn
 
-from headwater.data.batches import Shuffler
+from headwater.data.batches import InOrder, Shuffler
 from headwater.data.examples import Examples
 from headwater.federated.protocols import ClientId, Instruction, Update
 from headwater.model import SequenceModel
+from headwater.precision import Precision, precision
 from headwater.tasks import Task
 from headwater.weights import Weights, load_weights
 
@@ -27,8 +31,11 @@ class LocalTraining:
         batch_size: Rows a step.
         lr: Learning rate.
         optimizer: ``"sgd"`` (no momentum) or ``"adamw"`` (its moments begin anew in each round).
-        clip: Largest L2 norm of a step's gradient.
+        clip: Largest L2 norm of a step's gradient; 0 doesn't clip.
         device: Where to compute.
+        shuffle: Whether each epoch takes the rows in an order of its own, those of like length together. Without it
+            the batches are made once.
+        precision: ``"bfloat16"`` multiplies in that type; the weights stay float32.
     """
 
     model: SequenceModel
@@ -36,32 +43,89 @@ class LocalTraining:
     epochs: int
     batch_size: int
     lr: float
-    optimizer: Literal["sgd", "adamw"]
-    clip: float
-    device: torch.device
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    clip: float = 0.0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    shuffle: bool = True
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        """Nothing is prepared yet."""
+        self._prepared: dict[ClientId, InOrder] = {}
 
     def __call__(self, instruction: Instruction, client: ClientId, examples: Examples) -> Update:
         """Train from the instruction's weights; return the difference."""
         load_weights(self.model, instruction.weights)
         seed = client_seed(instruction.seed, instruction.round, client)
         torch.manual_seed(seed)
-        batches = Shuffler(examples, self.batch_size, seed)
+        batches = self._batches(client, examples, seed)
         shared = {n: p for n, p in self.model.named_parameters() if n in instruction.weights}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in shared)
-        make = torch.optim.SGD if self.optimizer == "sgd" else torch.optim.AdamW
-        optimizer = make(shared.values(), lr=self.lr, fused=True)
         self.model.train()
         total = 0.0
-        for step in range(self.epochs * batches.steps_per_epoch):
-            loss = self.task.loss(self.model, batches[step].to(self.device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(shared.values(), self.clip)
-            optimizer.step()
-            total += float(loss.detach())
+        steps = self.epochs * batches.steps_per_epoch
+        with precision(self.precision, self.device), self._descent(list(shared.values())) as descend:
+            for step in range(steps):
+                loss = self.task.loss(self.model, batches[step].to(self.device))
+                loss.backward()  # type: ignore[no-untyped-call]
+                descend()
+                total += float(loss.detach())
         delta: Weights = {n: (p.detach().cpu() - instruction.weights[n]) for n, p in shared.items()}
-        return Update(client, delta, len(examples), {"loss": total / (self.epochs * batches.steps_per_epoch)})
+        return Update(client, delta, len(examples), {"loss": total / steps})
+
+    def _batches(self, client: ClientId, examples: Examples, seed: int) -> InOrder | Shuffler:
+        if self.shuffle:
+            return Shuffler(examples, self.batch_size, seed)
+        if client not in self._prepared:
+            self._prepared[client] = InOrder(examples, self.batch_size)
+        return self._prepared[client]
+
+    @contextmanager
+    def _descent(self, parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[], None]]:
+        """Yield what takes a step by the gradients and clears them."""
+        if self.optimizer == "adamw":
+            yield self._adamw(parameters)
+            return
+        # A step then reads and writes the rows of the batch's tokens only.
+        embeddings = [module for module in self.model.modules() if isinstance(module, nn.Embedding)]
+        for embedding in embeddings:
+            embedding.sparse = True
+        try:
+            yield lambda: sgd_step(parameters, self.lr, self.clip)
+        finally:
+            for embedding in embeddings:
+                embedding.sparse = False
+
+    def _adamw(self, parameters: Sequence[nn.Parameter]) -> Callable[[], None]:
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, fused=True)
+
+        def step() -> None:
+            if self.clip:
+                torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+
+@torch.no_grad()
+def sgd_step(parameters: Sequence[nn.Parameter], lr: float, clip: float) -> None:
+    """Take a step of plain gradient descent and clear the gradients.
+
+    Args:
+        parameters: Their gradients may be sparse, as an embedding's are.
+        lr: Learning rate.
+        clip: The gradient is scaled down to this L2 norm if it is longer; 0 doesn't.
+    """
+    gradients = [(p, p.grad.coalesce() if p.grad.is_sparse else p.grad) for p in parameters if p.grad is not None]
+    if clip:
+        norms = [torch.linalg.vector_norm(g.values() if g.is_sparse else g) for _, g in gradients]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+        lr *= min(1.0, clip / (norm + 1e-6))
+    for parameter, gradient in gradients:
+        parameter.add_(gradient, alpha=-lr)
+        parameter.grad = None
 
 
 def client_seed(seed: int, round_number: int, client: ClientId) -> int:

@@ -11,6 +11,7 @@ from headwater.data.examples import Examples
 from headwater.evaluation import Evaluation
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.protocols import Instruction
+from headwater.federated.simulation import LocalCohort
 from headwater.fitting import with_epochs
 from headwater.model import SequenceModel
 from headwater.records import Metrics
@@ -61,6 +62,7 @@ def evaluate_alone(
     test_rows: Mapping[str, np.ndarray],
     evaluation: Evaluation,
     seed: int,
+    processes: int = 1,
 ) -> Evaluation:
     """Return the test rows' probabilities, each by the model that its own client has trained alone from `start`.
 
@@ -72,14 +74,15 @@ def evaluate_alone(
         test_rows: Each client's rows among them; a row of a client without training rows keeps the start's answer.
         evaluation: The start's evaluation of the test rows.
         seed: Of the run.
+        processes: That the clients are spread over.
     """
     alone = copy.copy(local)
     alone.epochs = ALONE_EPOCHS
     probabilities_NK = evaluation.probabilities_NK.copy()
-    for client, rows in test_rows.items():
-        if client not in clients:
-            continue
-        update = alone(Instruction(1, start, seed), client, clients[client])
-        load_weights(alone.model, add_scaled(start, update.delta))
-        probabilities_NK[rows] = class_probabilities(alone.model, test.take(rows))
+    learning = [client for client in test_rows if client in clients]
+    with LocalCohort(clients, alone, processes=processes) as cohort:
+        for update in cohort.gather(Instruction(1, start, seed), learning, ()):
+            load_weights(alone.model, add_scaled(start, update.delta))
+            rows = test_rows[update.client]
+            probabilities_NK[rows] = class_probabilities(alone.model, test.take(rows))
     return Evaluation(evaluation.labels, probabilities_NK, evaluation.targets_N, evaluation.fingerprint)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from headwater.config import Fraction, RunOptions
 from headwater.federated import AGGREGATORS
 from headwater.federated.population import PopulationOptions
+from headwater.precision import Precision
 from headwater.registry import name_in
 
 
@@ -29,8 +30,12 @@ class FederateOptions(PopulationOptions, RunOptions):
     """A client's learning rate."""
     client_optimizer: Literal["sgd", "adamw"] = "sgd"
     """What a client trains with; `adamw` wants a `--client-lr` near 0.001."""
-    clip: Annotated[float, Field(gt=0.0)] = 1.0
-    """Largest L2 norm of the gradient in a client's step."""
+    clip: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest L2 norm of the gradient in a client's step; 0 doesn't clip."""
+    precision: Precision = "float32"
+    """`bfloat16` computes a client's products in that type where the processor has it; `auto` uses it if so."""
+    processes: Annotated[int, Field(ge=0)] = 0
+    """Processes that a round's clients are spread over, one thread each; 0 takes one a core. Changes no bit."""
     server_lr: Annotated[float, Field(gt=0.0)] = 1.0
     """Times the aggregate; 1 is plain federated averaging."""
     server_momentum: Fraction = 0.9

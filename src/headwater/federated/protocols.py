@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from headwater.data.examples import Examples
 from headwater.weights import Weights
@@ -65,10 +65,21 @@ class UpdateTransform(Protocol):
 
 
 class Aggregator(Protocol):
-    """Many updates to one direction."""
+    """Many updates to one direction. One that is a weighted sum is an `Average` too, and can be made in parts."""
 
     def __call__(self, updates: Iterable[Update], like: Weights) -> Weights:
         """Combine updates, which come in the order of the clients' names; `like` gives the shapes if there are none."""
+
+
+@runtime_checkable
+class Average(Protocol):
+    """An aggregator that is a weighted sum of the updates, made of lanes (see `aggregators`)."""
+
+    def weight(self, update: Update) -> float:
+        """Return what an update counts."""
+
+    def of_lanes(self, lanes: Iterable[tuple[Weights, float]], like: Weights) -> Weights:
+        """Return the average from each lane's sum of weighted updates and sum of weights."""
 
 
 class ServerOptimizer(Protocol):
@@ -106,6 +117,16 @@ class Cohort(Protocol):
         self, instruction: Instruction, clients: Sequence[ClientId], transforms: Sequence[UpdateTransform]
     ) -> Iterator[Update]:
         """Yield the clients' updates as they came over the wire, in the order of `clients`."""
+
+
+@runtime_checkable
+class AveragingCohort(Protocol):
+    """A cohort that can add up its clients' updates where they are made."""
+
+    def average(
+        self, instruction: Instruction, clients: Sequence[ClientId], transforms: Sequence[UpdateTransform], by: Average
+    ) -> Weights:
+        """Return the average of the clients' updates: the same bits as from `gather`."""
 
 
 @dataclass(frozen=True, kw_only=True)

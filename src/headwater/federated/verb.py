@@ -11,6 +11,7 @@ import torch
 
 from headwater.baselines import baselines
 from headwater.checkpoint import Checkpoint
+from headwater.config import cores
 from headwater.data.rows import TOO_FEW
 from headwater.errors import ConfigError
 from headwater.evaluation import Evaluation
@@ -83,7 +84,11 @@ class _Federation:
             options.client_optimizer,
             options.clip,
             workspace.device,
+            precision=options.precision,
         )
+        # A GPU is shared badly by forked processes.
+        on_cpu = workspace.device.type == "cpu"
+        self.processes = (options.processes or cores()) if on_cpu else 1
         self.start = shared_weights(weights_of(self.model), options.freeze)
         private = options.epsilon > 0
         keep_best = len(self.population.valid) > 0 and not private
@@ -92,18 +97,18 @@ class _Federation:
     def run(self) -> Outcome:
         """Run the rounds and the controls; return the facts."""
         algorithm, privacy = self.assemble()
-        cohort = LocalCohort(self.examples, self.local)
         loaded = load_state(self.workspace.state_file())
         state = FederationState.of(*loaded) if loaded else FederationState(self.start)
-        weights, why = run_rounds(
-            algorithm,
-            cohort,
-            state,
-            self.stopping,
-            self.evaluate,
-            seed=self.options.seed,
-            after_round=self.after_round,
-        )
+        with LocalCohort(self.examples, self.local, processes=self.processes) as cohort:
+            weights, why = run_rounds(
+                algorithm,
+                cohort,
+                state,
+                self.stopping,
+                self.evaluate,
+                seed=self.options.seed,
+                after_round=self.after_round,
+            )
         before, after = self.measure(self.start), self.measure(weights)
         facts = after.facts(self.population.test_name)
         facts["metrics"] |= {"before": before.figures()}
@@ -194,7 +199,9 @@ class _Federation:
         train_central(self.model, task, self.examples, self.start, self.held_out, self.options.seed)
         central = self.measure({})
         rows = self.population.test.by_client()
-        alone = evaluate_alone(self.local, self.examples, self.start, self.test, rows, before, self.options.seed)
+        alone = evaluate_alone(
+            self.local, self.examples, self.start, self.test, rows, before, self.options.seed, self.processes
+        )
         facts["controls"] = {"central": central.figures(), "alone": alone.figures()}
         return alone
 

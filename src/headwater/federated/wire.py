@@ -6,9 +6,12 @@ The simulator packs and unpacks the very bytes that a wire would carry, so the c
 from __future__ import annotations
 
 import json
+import math
+from functools import lru_cache
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from headwater.errors import FederationError
 from headwater.federated.protocols import Instruction, Update
@@ -31,8 +34,24 @@ def unpack_instruction(message: bytes) -> Instruction:
 
 def pack_update(update: Update) -> bytes:
     """Return the bytes of an update."""
-    facts = {"client": update.client, "rows": update.rows, "metrics": dict(update.metrics)}
-    return _pack(update.delta, facts)
+    return _pack(update.delta, _facts(update))
+
+
+def update_size(update: Update) -> int:
+    """Return the bytes of `pack_update`, without making them."""
+    facts = json.dumps(json.dumps(_facts(update), separators=(",", ":")))
+    shapes = tuple((name, value.dtype, tuple(value.shape)) for name, value in update.delta.items())
+    header = _empty_header(shapes) + len(facts)
+    body = sum(value.numel() * value.element_size() for value in update.delta.values())
+    return 8 + -(-header // 8) * 8 + body
+
+
+@lru_cache(maxsize=8)
+def _empty_header(shapes: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]) -> int:
+    """Return the length of a message's JSON header around its facts."""
+    message = _pack({name: torch.zeros(shape, dtype=dtype) for name, dtype, shape in shapes}, {})
+    header = message[8 : 8 + int.from_bytes(message[:8], "little")].rstrip()
+    return len(header) - len(json.dumps("{}"))
 
 
 def unpack_update(message: bytes, *, client: str, instruction: Instruction) -> Update:
@@ -48,7 +67,17 @@ def unpack_update(message: bytes, *, client: str, instruction: Instruction) -> U
         raise FederationError(
             f"not an update: {error}", client=client, round_number=instruction.round, stage="receive"
         ) from error
-    given = {name: (value.dtype, value.shape) for name, value in delta.items()}
+    check_update(update, client=client, instruction=instruction)
+    return update
+
+
+def check_update(update: Update, *, client: str, instruction: Instruction) -> None:
+    """Check what a client has answered.
+
+    Raises:
+        FederationError: It isn't an update to these weights by this client.
+    """
+    given = {name: (value.dtype, value.shape) for name, value in update.delta.items()}
     wanted = {name: (value.dtype, value.shape) for name, value in instruction.weights.items()}
     if update.client != client or given != wanted or not 0 <= update.rows <= MOST_ROWS:
         raise FederationError(
@@ -57,14 +86,18 @@ def unpack_update(message: bytes, *, client: str, instruction: Instruction) -> U
             round_number=instruction.round,
             stage="receive",
         )
-    if not all(bool(value.isfinite().all()) for value in delta.values()):
+    # A sum is finite only if all of it is, and is had at a fraction of the time; if it isn't, it may have overflowed.
+    if not all(math.isfinite(value.sum()) or bool(value.isfinite().all()) for value in update.delta.values()):
         raise FederationError(
             "its training diverged, its update isn't finite: lower --client-lr",
             client=client,
             round_number=instruction.round,
             stage="receive",
         )
-    return update
+
+
+def _facts(update: Update) -> dict[str, Any]:
+    return {"client": update.client, "rows": update.rows, "metrics": dict(update.metrics)}
 
 
 def _pack(weights: Weights, facts: dict[str, Any]) -> bytes:

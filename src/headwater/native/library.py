@@ -1,0 +1,186 @@
+"""Finding and calling the kernels. `ctypes` lets go of the interpreter's lock for the time of a call."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from headwater.errors import ConfigError
+
+SWITCH = "HEADWATER_KERNELS"
+"""The environment variable that forces a level, or `off`."""
+OFF = "off"
+LEVELS = ("plain", "avx2", "avx512", "avx512_bf16")
+"""The instruction sets, from the plainest; on ARM the compiler makes NEON of the plain one."""
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        [(name, ctypes.c_long) for name in ("cell", "gates", "inputs", "hidden", "steps", "half")]
+        + [("counts", ctypes.c_void_p), ("x", ctypes.c_void_p)]
+        + [(name, ctypes.c_void_p) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0")]
+        + [(name, ctypes.c_void_p) for name in ("activations", "y", "c", "extra")]
+    )
+
+
+class _Gradients(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("y", "c", "activations", "extra", "x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0")
+    ]
+
+
+class _State:
+    """What is in use: changed by `using` alone."""
+
+    off = False
+
+
+def level() -> str:
+    """Return the name of the instruction set in use, or `off`."""
+    library = _library()
+    return OFF if library is None or _State.off else LEVELS[library.headwater_level()]
+
+
+def best_level() -> str:
+    """Return the best instruction set that kernels and processor have, or `off` where no kernels were built."""
+    library = _library()
+    return OFF if library is None else LEVELS[library.headwater_best_level()]
+
+
+def why() -> str:
+    """Return why this level is in use, in a sentence."""
+    if _library() is None:
+        return "the kernels were not built: the installation found no C++ compiler"
+    if level() == best_level():
+        arm = platform.machine() in ("aarch64", "arm64")
+        return "the best that this processor has" + (" (NEON)" if arm else "")
+    return f"chosen by {SWITCH} or in the program; the processor has {best_level()}"
+
+
+@contextmanager
+def using(wanted: str) -> Iterator[None]:
+    """Use a lower level than the processor's, or none (`off`), within; for the whole process, not for a thread.
+
+    Raises:
+        ConfigError: There is no such level here.
+    """
+    before, was_off = level(), _State.off
+    _use(wanted)
+    try:
+        yield
+    finally:
+        if before != OFF:
+            _use(before)
+        _State.off = was_off
+
+
+def _use(wanted: str) -> None:
+    known = (OFF, *LEVELS[: LEVELS.index(best_level()) + 1]) if best_level() != OFF else (OFF,)
+    if wanted not in known:
+        raise ConfigError(f"no kernels of the level {wanted!r} here; there are: {', '.join(known)}")
+    _State.off = wanted == OFF
+    library = _library()
+    if library is not None and wanted != OFF:
+        library.headwater_use_level(LEVELS.index(wanted))
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | None:
+    folder = Path(__file__).parent
+    built = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_kernels{suffix}").exists()]
+    if not built:
+        return None
+    library = ctypes.CDLL(str(built[0]))
+    size, pointer, number = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
+    library.headwater_product.argtypes = [
+        *(size, size, size),
+        *(pointer, size, size),
+        *(pointer, size, size),
+        *(pointer, number, number),
+    ]
+    library.headwater_plan.argtypes = [pointer, pointer, size, size, *[pointer] * 5]
+    library.headwater_plan.restype = size
+    if wanted := os.environ.get(SWITCH, ""):
+        known = (OFF, *LEVELS[: library.headwater_best_level() + 1])
+        if wanted not in known:
+            raise ConfigError(f"{SWITCH}={wanted}: expected one of {', '.join(known)}")
+        _State.off = wanted == OFF
+        library.headwater_use_level(LEVELS.index(wanted) if wanted != OFF else len(LEVELS))
+    return library
+
+
+def kernels() -> ctypes.CDLL:
+    """Return the library; only for callers who have asked for the `level`."""
+    library = _library()
+    assert library is not None  # noqa: S101 - see above
+    return library
+
+
+def product(a: Tensor, b: Tensor, *, half: bool = False) -> Tensor:
+    """Return the matrix product of two float32 matrices.
+
+    Args:
+        a: (M, K); rows or columns are dense.
+        b: (K, N); rows or columns are dense.
+        half: Round both to bfloat16 first; the sums are float32. Only at the level `avx512_bf16`.
+    """
+    a, b = _dense(a), _dense(b)
+    out = a.new_empty(a.shape[0], b.shape[1])
+    check(
+        kernels().headwater_product(
+            *(a.shape[0], b.shape[1], a.shape[1]),
+            *(a.data_ptr(), *a.stride()),
+            *(b.data_ptr(), *b.stride()),
+            *(out.data_ptr(), half, 1),
+        )
+    )
+    return out
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """Return the matrix such that one of its strides is 1."""
+    return matrix if 1 in matrix.stride() else matrix.contiguous()
+
+
+def run_forward(numbers: tuple[int, ...], tensors: dict[str, Tensor | None]) -> None:
+    """Run a layer forward; the names are those of `Layer` in kernels.cpp."""
+    check(kernels().headwater_forward(ctypes.byref(_Layer(*numbers, **_pointers(tensors)))))
+
+
+def run_backward(
+    numbers: tuple[int, ...], tensors: dict[str, Tensor | None], gradients: dict[str, Tensor | None]
+) -> None:
+    """Run a layer backward; the names are those of `Layer` and `Gradients` in kernels.cpp."""
+    layer, given = _Layer(*numbers, **_pointers(tensors)), _Gradients(**_pointers(gradients))
+    check(kernels().headwater_backward(ctypes.byref(layer), ctypes.byref(given)))
+
+
+def check(status: int) -> None:
+    """Raise what an entry point's status says.
+
+    Raises:
+        MemoryError: There is none left.
+    """
+    if status:
+        raise MemoryError("the recurrent kernels found no memory: use smaller batches")
+
+
+def _pointers(tensors: dict[str, Tensor | None]) -> dict[str, int | None]:
+    return {name: None if value is None else _pointer(value) for name, value in tensors.items()}
+
+
+def _pointer(value: Tensor) -> int:
+    # The kernels read plain rows of these types and would read past anything else.
+    assert value.is_contiguous()  # noqa: S101
+    assert value.dtype in (torch.float32, torch.int64)  # noqa: S101
+    return value.data_ptr()

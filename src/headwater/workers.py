@@ -1,0 +1,180 @@
+"""Processes that work beside this one, a core each, and memory that they share with it.
+
+They are forked: they see everything that this process has prepared, without copies, and a user's own functions need
+not be importable. Shared memory has no name in the system, so nothing of it can be left behind; a worker dies with its
+parent, however that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import multiprocessing
+import os
+import pickle
+import platform
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, Self
+
+import torch
+
+from headwater.errors import WorkerError
+from headwater.weights import Weights
+
+_ALIGNMENT = 64
+"""Bytes; a tensor starts with a cache line."""
+
+
+class Workers:
+    """Worker processes that answer tasks.
+
+    Args:
+        count: How many.
+        work: Called in a worker with a task; returns the answer. Task and answer are plain, small values; tensors go
+            through `shared_weights`.
+    """
+
+    def __init__(self, count: int, work: Callable[[Any], Any]) -> None:
+        # A cycle of garbage collected in a child would touch, and so copy, the pages it shares with this process.
+        gc.collect()
+        context = multiprocessing.get_context("fork")
+        self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
+        for _ in range(count):
+            here, there = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(there, [*self._processes, here], work, os.getpid()), daemon=True
+            )
+            process.start()
+            there.close()
+            self._processes[here] = process
+
+    def answers(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the number of each task and its answer, as they come; a free worker takes the next task.
+
+        Raises:
+            WorkerError: A worker has died.
+            Exception: What `work` raised. After any error the workers are gone.
+        """
+        waiting = deque(enumerate(tasks))
+        free = list(self._processes)
+        busy: dict[Connection, int] = {}
+        try:
+            while waiting or busy:
+                while waiting and free:
+                    connection = free.pop()
+                    busy[connection], task = waiting.popleft()
+                    connection.send(task)
+                ready = wait(list(busy))
+                for connection in [connection for connection in busy if connection in ready]:
+                    number = busy.pop(connection)
+                    answer, error = self._receive(connection)
+                    if error is not None:
+                        raise error
+                    free.append(connection)
+                    yield number, answer
+        finally:
+            if waiting or busy:
+                self.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether tasks can be given."""
+        return bool(self._processes)
+
+    def close(self) -> None:
+        """End the workers."""
+        for process in self._processes.values():
+            process.kill()
+        for connection, process in self._processes.items():
+            process.join()
+            connection.close()
+        self._processes = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _receive(self, connection: Connection) -> tuple[Any, Exception | None]:
+        try:
+            answer, error = connection.recv()
+        except (EOFError, ConnectionResetError):
+            process = self._processes[connection]
+            process.join()
+            code = process.exitcode or 0
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            hint = ", perhaps for want of memory: take fewer --processes" if code == -signal.SIGKILL else ""
+            raise WorkerError(f"a worker process died ({how}{hint})") from None
+        return answer, error
+
+
+def shared_weights(like: Weights) -> Weights:
+    """Return zero weights of the same names, shapes and types, in one buffer shared with workers forked later."""
+    sizes = {name: -(-value.numel() * value.element_size() // _ALIGNMENT) * _ALIGNMENT for name, value in like.items()}
+    memory = mmap.mmap(-1, max(1, sum(sizes.values())))
+    made, offset = {}, 0
+    for name, value in like.items():
+        flat = torch.frombuffer(memory, dtype=value.dtype, count=value.numel(), offset=offset)
+        made[name] = flat.view(value.shape)
+        offset += sizes[name]
+    return made
+
+
+def keep_memory() -> bool:
+    """Let this process keep the memory that it frees; return whether that could be had (glibc alone has it).
+
+    By default each large tensor is given back to the system at once, and all its pages are fetched anew for the next
+    one of its size: up to a third of a training step.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_threshold, large = -1, -3, 2**30
+    library = ctypes.CDLL(None)
+    return all([library.mallopt(mmap_threshold, large), library.mallopt(trim_threshold, large)])
+
+
+def _serve(connection: Connection, others: list[Connection], work: Callable[[Any], Any], parent: int) -> None:
+    """Answer tasks until the parent hangs up."""
+    # Ctrl-C reaches the whole group: the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with(parent)
+    for other in others:
+        other.close()
+    gc.freeze()
+    keep_memory()
+    torch.set_num_threads(1)
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        message: tuple[Any, Exception | None]
+        try:
+            message = (work(task), None)
+        except Exception as error:  # noqa: BLE001 - the parent raises it
+            message = (None, _sendable(error))
+        connection.send(message)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return the error with where it happened, or one that says the same where it can't be sent."""
+    error.add_note("".join(traceback.format_tb(error.__traceback__)))
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - its own words
+    except Exception:  # noqa: BLE001 - any class may fail in any way
+        return WorkerError(f"a worker process failed: {type(error).__name__}: {error}")
+    return error
+
+
+def _die_with(parent: int) -> None:
+    if platform.system() == "Linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the signal was set
+        os._exit(1)

@@ -1,0 +1,54 @@
+// Random layers through every level, for the sanitizers: every buffer is exactly as long as the kernels may touch.
+
+#include "kernels.cpp"
+
+#include <cstdio>
+#include <random>
+#include <vector>
+
+int main() {
+    std::mt19937 random(7);
+    const auto draw = [&](long low, long high) { return std::uniform_int_distribution<long>(low, high)(random); };
+    std::normal_distribution<float> normal(0.0f, 0.3f);
+    const auto floats = [&](long count) {
+        std::vector<float> values(count);
+        for (float& value : values) value = normal(random);
+        return values;
+    };
+    const long gates_of[] = {1, 1, 4, 3, 3};
+    int passes = 0;
+    for (int wanted = 0; wanted <= headwater_best_level(); ++wanted) {
+        headwater_use_level(wanted);
+        for (int round = 0; round < 120; ++round, ++passes) {
+            const long rows = draw(1, 30), time = draw(1, 9), D = draw(1, 40), H = draw(1, 40), cell = draw(0, 4);
+            const long G = gates_of[cell] * H;
+            std::vector<long> lengths(rows), order(rows), counts(time), last(rows);
+            long total = 0;
+            for (long& length : lengths) total += length = draw(1, time);
+            for (long r = 0; r < rows; ++r) order[r] = r;
+            for (long i = 1; i < rows; ++i)
+                for (long j = i; j && lengths[order[j - 1]] < lengths[order[j]]; --j) std::swap(order[j - 1], order[j]);
+            std::vector<long> place(total), row(total), mirror(total);
+            const long steps = headwater_plan(lengths.data(), order.data(), rows, time, counts.data(), place.data(),
+                                              row.data(), mirror.data(), last.data());
+            auto x = floats(total * D), wi = floats(G * D), wh = floats(G * H), bi = floats(G), bh = floats(G);
+            auto h0 = floats(rows * H), c0 = floats(rows * H), a = floats(total * G), y = floats(total * H);
+            auto c = floats(total * H), extra = floats(total * H), dy = floats(total * H), da = floats(total * G);
+            auto dextra = floats(total * H), dx = floats(total * D), dwi = floats(G * D), dwh = floats(G * H);
+            auto dbi = floats(G), dbh = floats(G), dh0 = floats(rows * H), dc0 = floats(rows * H);
+            const bool lstm = cell == LSTM, start = draw(0, 1), all = draw(0, 1);
+            const long half = wanted == AVX512_BF16 ? draw(0, 1) : 0;
+            const Layer layer{cell, gates_of[cell], D, H, steps, half, counts.data(), x.data(), wi.data(), wh.data(),
+                              bi.data(), bh.data(), start ? h0.data() : nullptr, start ? c0.data() : nullptr, a.data(),
+                              y.data(), lstm ? c.data() : nullptr, cell == GRU ? extra.data() : nullptr};
+            const Gradients gradients{draw(0, 1) ? dy.data() : nullptr, nullptr, da.data(),
+                                      cell == GRU ? dextra.data() : nullptr, all ? dx.data() : nullptr,
+                                      all ? dwi.data() : nullptr, dwh.data(), dbi.data(), all ? dbh.data() : nullptr,
+                                      all ? dh0.data() : nullptr, all && lstm ? dc0.data() : nullptr};
+            if (headwater_forward(&layer) || headwater_backward(&layer, &gradients)) return 1;
+            auto left = floats(total * D), right = floats(total * H), out = floats(D * H);
+            if (headwater_product(D, H, total, left.data(), 1, D, right.data(), H, 1, out.data(), half, 1)) return 1;
+        }
+    }
+    std::printf("%d passes\n", passes);
+}
