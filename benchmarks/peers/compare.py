@@ -48,7 +48,7 @@ def main() -> None:
                     if row := run_peer(peer, workload, options):
                         with runs.open("a") as file:
                             file.write(json.dumps(row) + "\n")
-    rows = [json.loads(line) for line in runs.read_text().splitlines()]
+    rows = [json.loads(line) for line in runs.read_text().splitlines()] if runs.exists() else []
     for workload in options.workloads:
         print_table(workload, [row for row in rows if row["workload"] == workload], options)
 
@@ -119,8 +119,8 @@ def print_table(workload: str, rows: list[dict], options: argparse.Namespace) ->
     if busy:
         print(f"\nThe machine was busy before a run: {median(busy):.0%} (median), {max(busy):.0%} (most).")
     for peer, its in of_peer.items():
-        if missing := its[-1].get("missing"):
-            print(f"\n{peer} ran without: {', '.join(missing)}.")
+        if kernels := its[-1].get("kernels"):
+            print(f"\n{peer} ran with kernels: {kernels}.")
 
 
 def difference(out: Path, workload: str, peer: str) -> str:

@@ -1,10 +1,8 @@
 """Headwater: two processes; its own cells, client update, wire, aggregator and server optimizer.
 
-The variant ``bfloat16`` multiplies in that type; the weights and their sums stay float32.
+The variant ``bfloat16`` multiplies in that type, with weights and sums in float32; ``torch`` does without the kernels.
 """
 
-import inspect
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headwater.data.batches import Batch, batch_of
+from headwater import native
+from headwater.data.batches import Batch
 from headwater.data.examples import Examples
-from headwater.federated import client_updates
 from headwater.federated.aggregators import WeightedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining
@@ -99,67 +97,29 @@ def our_names(w: Workload) -> dict[str, str]:
     return {"embedding.weight": "encoder.embedding.weight", **names}
 
 
-# --- Shim: goes when `LocalTraining` has shuffle, clip=None and precision, and `LocalCohort` has processes. ---------
-
-
-class InOrder:
-    """Stands in for `Shuffler`: batches of the rows in their own order."""
-
-    def __init__(self, examples: Examples, size: int, seed: int) -> None:
-        del seed
-        numbers = np.arange(len(examples))
-        self.batches = [batch_of(examples, numbers[start : start + size]) for start in range(0, len(numbers), size)]
-        self.steps_per_epoch = len(self.batches)
-
-    def __getitem__(self, step: int) -> Batch:
-        return self.batches[step % self.steps_per_epoch]
-
-
-def made(kind: type, *values: Any, missing: list[str], **options: Any) -> Any:
-    """Return an object of a class, without the options that it lacks, which are noted as missing."""
-    known = inspect.signature(kind).parameters
-    lacking = [name for name in options if name not in known]
-    missing += lacking
-    if "precision" in lacking:
-        raise SystemExit(f"{kind.__name__} has no precision yet")
-    if "shuffle" in lacking:
-        client_updates.Shuffler = InOrder
-        options["clip"] = float("inf")
-    return kind(*values, **{name: value for name, value in options.items() if name in known})
-
-
-# --- End of the shim. -----------------------------------------------------------------------------------------------
-
-
 def main() -> None:
-    run = Run(__doc__, ("float32", "bfloat16"))
+    run = Run(__doc__, ("float32", "bfloat16", "torch"))
     torch.set_num_threads(1)
     w = run.workload
-    missing: list[str] = []
     model, task = build(w)
-    client_update = made(
-        LocalTraining,
-        missing=missing,
+    client_update = LocalTraining(
         model=model,
         task=task,
         epochs=1,
         batch_size=w.batch,
-        shuffle=False,
         lr=w.lr,
-        optimizer="sgd",
-        clip=None,
-        device=torch.device("cpu"),
-        **({} if run.variant == "float32" else {"precision": run.variant}),
+        shuffle=False,
+        precision="bfloat16" if run.variant == "bfloat16" else "float32",
     )
-    data = {f"{number:03}": examples_of(w, rows) for number, rows in enumerate(all_clients(w))}
     algorithm = FederatedAlgorithm(
         client_update=client_update,
         aggregator=WeightedMean(),
-        server_optimizer=ServerSGD(lr=1.0, momentum=0.0),
+        server_optimizer=ServerSGD(),
         sampler=Uniform(share=1.0, seed=w.seed),
     )
-    cohort = made(LocalCohort, data, client_update, missing=missing, processes=2)
-    with cohort if hasattr(cohort, "__exit__") else nullcontext():
+    data = {f"{number:03}": examples_of(w, rows) for number, rows in enumerate(all_clients(w))}
+    kernels = native.OFF if run.variant == "torch" else native.level()
+    with native.using(kernels), LocalCohort(data, client_update, processes=2) as cohort:
         run.mark()
         weights, _ = run_rounds(
             algorithm,
@@ -170,7 +130,7 @@ def main() -> None:
             seed=w.seed,
             after_round=lambda _: run.mark(),
         )
-    run.finish({name: weights[ours] for name, ours in our_names(w).items()}, missing=missing)
+    run.finish({name: weights[ours] for name, ours in our_names(w).items()}, kernels=kernels)
 
 
 if __name__ == "__main__":

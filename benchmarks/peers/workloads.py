@@ -5,12 +5,13 @@ A workload is named by its shape and, if it isn't the LSTM, its cell: ``M``, ``M
 Each peer's local training comes in two variants of the same mathematics:
 
 - ``packed``: `pack_padded_sequence`, what most people write;
-- ``padded``: the layer runs over the padded tensor and the loss reads valid steps only, what an expert writes.
+- ``padded``: batches made once, the layer over the padded tensor, a loss that reads valid steps only; what an expert
+  writes.
 """
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -102,7 +103,7 @@ class Net(nn.Module):
     def __init__(self, w: Workload, variant: str) -> None:
         super().__init__()
         self.task = w.task
-        self.packed = variant == "packed" and w.task != "next_char"  # rows of one length need no packing
+        self.variant = variant
         self.embedding = nn.Embedding(w.vocabulary, w.embedding)
         self.recurrent = CELLS[w.cell](w.embedding, w.hidden, w.layers, batch_first=True)
         self.output = nn.Linear(w.hidden, w.classes)
@@ -110,7 +111,7 @@ class Net(nn.Module):
     def loss(self, tokens: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross entropy of a batch: a row, or for ``next_word`` a step."""
         embedded = self.embedding(tokens)
-        if self.packed:
+        if self.variant == "packed" and self.task != "next_char":  # rows of one length need no packing
             packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
             states, last = self.recurrent(packed)
             if self.task == "label":
@@ -141,16 +142,26 @@ def collate(rows: list[tuple[np.ndarray, int | np.ndarray]]) -> tuple[torch.Tens
     return pad_sequence(tokens, True, PAD), lengths, torch.stack(targets)
 
 
+def batches(w: Workload, client: int) -> DataLoader:
+    """Return a client's batches in the order of its rows, the same in every peer."""
+    return DataLoader(all_clients(w)[client], batch_size=w.batch, collate_fn=collate)
+
+
+@cache
+def kept_batches(w: Workload, client: int) -> list[tuple[torch.Tensor, ...]]:
+    """Return the same, made once a process."""
+    return list(batches(w, client))
+
+
 def train_client(w: Workload, model: Net, client: int) -> int:
-    """Train the model on a client's rows, in their own order; return how many there are."""
-    rows = all_clients(w)[client]
+    """Train the model on a client's rows; return how many there are."""
     optimizer = torch.optim.SGD(model.parameters(), lr=w.lr)
     model.train()
-    for batch in DataLoader(rows, batch_size=w.batch, collate_fn=collate):
+    for batch in (batches if model.variant == "packed" else kept_batches)(w, client):
         optimizer.zero_grad()
         model.loss(*batch).backward()
         optimizer.step()
-    return len(rows)
+    return len(all_clients(w)[client])
 
 
 def sample_loss(w: Workload, model: Net) -> float:
