@@ -22,13 +22,18 @@ import psutil
 HERE = Path(__file__).parent
 ENVIRONMENTS = Path(os.environ.get("HEADWATER_BENCH_VENVS", HERE / ".venvs"))
 ENVIRONMENT_OF = {"naive": "base", "floor": "base"}  # the others' have their own names
+PEERS = [
+    *("naive", "naive-padded", "flower", "flower-padded", "pfl", "pfl-padded", "blazefl", "blazefl-padded"),
+    "headwater",
+]
 QUIET = 0.15
+"""A machine is idle below this share of its processors."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", type=_names, default=["S", "M", "XS"])
-    parser.add_argument("--peers", type=_names, default=["naive", "flower", "pfl", "blazefl", "headwater"])
+    parser.add_argument("--peers", type=_names, default=PEERS)
     parser.add_argument("--over", type=_names, default=["naive", "flower", "pfl"], help="the peers to give ratios to")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int)
