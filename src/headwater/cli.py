@@ -68,7 +68,7 @@ def _run(given: list[str]) -> int:
         _print(f"headwater {version('headwater')}")
         return 0
     name, *rest = given
-    if name in {*STAGES, "run", "demo"}:
+    if name in {*STAGES, "run", "demo", "doctor"}:
         keep_memory()
     if name in VERBS:
         return _run_verb(name, VERBS[name], rest)
