@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from headwater import native
 from headwater.data.batches import Batch
@@ -21,6 +20,7 @@ from headwater.federated.sampling import Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.model import DropoutOptions, Encoder, EncoderOptions, SequenceModel
+from headwater.native import linear_cross_entropy
 from headwater.tasks import Task
 from headwater.tasks.classification import Classification
 from headwater.weights import load_weights, weights_of
@@ -41,10 +41,10 @@ class NextWord(Task):
         return StepwiseLinear(encoder.output_size, self.vocabulary)
 
     def loss(self, model: SequenceModel, batch: Batch) -> Tensor:
-        lengths_B = batch.lengths_B - 1
-        y_BTH, _ = model.encoder(batch.tokens_BT[:, :-1], lengths_B)
-        valid_BT = torch.arange(y_BTH.shape[1]) < lengths_B.unsqueeze(1)
-        return F.cross_entropy(model.head(y_BTH[valid_BT], lengths_B), batch.tokens_BT[:, 1:][valid_BT])
+        y_NH, place_N = model.encoder.valid_states(batch.tokens_BT[:, :-1], batch.lengths_B - 1)
+        targets_N = batch.tokens_BT[:, 1:].flatten()[place_N]
+        linear = model.head.linear
+        return linear_cross_entropy(y_NH, linear.weight, linear.bias, targets_N)
 
     def count(self, model: SequenceModel, examples: Examples, batch_size: int) -> Any:
         raise NotImplementedError("a speed test has no figures")

@@ -12,7 +12,6 @@ import gc
 import mmap
 import multiprocessing
 import os
-import pickle
 import platform
 import signal
 import traceback
@@ -102,7 +101,8 @@ class Workers:
 
     def _receive(self, connection: Connection) -> Any:
         try:
-            answer, error = connection.recv()
+            failure = connection.recv()
+            answer = connection.recv()
         except (EOFError, ConnectionResetError):
             process = self._processes[connection]
             process.join()
@@ -110,8 +110,10 @@ class Workers:
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             hint = ", perhaps for want of memory: take fewer --processes" if code == -signal.SIGKILL else ""
             raise WorkerError(f"a worker process died ({how}{hint})") from None
-        if error is not None:
-            raise error
+        except Exception as error:
+            raise WorkerError(f"a worker process failed: {failure}") from error
+        if failure:
+            raise answer if isinstance(answer, Exception) else WorkerError(f"a worker process failed: {failure}")
         return answer
 
 
@@ -142,22 +144,20 @@ def _serve(connection: Connection, others: list[Connection], work: Callable[[Any
             task = connection.recv()
         except EOFError:
             return
-        message: tuple[Any, Exception | None]
+        failure: Exception | None = None
         try:
-            message = (work(task), None)
+            answer = work(task)
         except Exception as error:  # noqa: BLE001 - the parent raises it
-            message = (None, _sendable(error))
-        connection.send(message)
-
-
-def _sendable(error: Exception) -> Exception:
-    """Return the error with where it happened, or one that says the same where it can't be sent."""
-    error.add_note("".join(traceback.format_tb(error.__traceback__)))
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - its own words
-    except Exception:  # noqa: BLE001 - any class may fail in any way
-        return WorkerError(f"a worker process failed: {type(error).__name__}: {error}")
-    return error
+            error.add_note("".join(traceback.format_tb(error.__traceback__)))
+            failure, answer = error, None
+        # In words first: an error of any class may prove impossible to send or to build again.
+        connection.send("" if failure is None else f"{type(failure).__name__}: {failure}")
+        try:
+            connection.send(answer if failure is None else failure)
+        except Exception:
+            if failure is None:
+                raise
+            connection.send(None)
 
 
 def _die_with(parent: int) -> None:
