@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from headwater.errors import FederationError, WorkerError
-from headwater.memory import keep_memory
 from headwater.workers import Workers, shared_weights
 
 
@@ -100,21 +99,24 @@ def test_workers_compute_with_one_thread():
         assert list(workers.answers([None])) == [(0, 1)]
 
 
-def test_keeping_memory_is_known_to_work_or_not():
-    said = subprocess.run(
-        [sys.executable, "-c", "from headwater.memory import keep_memory; print(keep_memory())"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert said.stdout.strip() in ("True", "False")
-    assert callable(keep_memory)
+def test_settled_processes_keep_float32_products_exact():
+    code = """
+import torch
+from headwater.own_process import settle, settled, keep_memory, prefer_onednn
+settle()
+a = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
+exact = a.double() @ a.double().t()
+print(settled(), keep_memory() in (True, False), prefer_onednn() in (True, False))
+print(float((a @ a.t() - exact).norm() / exact.norm()) < 1e-6)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["True"] * 4
 
 
 PARENT = """
 import os, sys, time
 from headwater.workers import Workers
-workers = Workers(2, lambda task: (print(os.getpid(), flush=True), time.sleep(60)))
+workers = Workers(2, lambda task: (os.write(1, f'{os.getpid()}\\n'.encode()), time.sleep(60)))
 list(workers.answers([0, 1]))
 """
 

@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 
 from headwater.errors import WorkerError
-from headwater.memory import keep_memory
+from headwater.own_process import keep_memory
 from headwater.weights import Weights
 
 _ALIGNMENT = 64

@@ -18,7 +18,7 @@ from headwater.records import Record
 _LAYER = Shape("small", 10, 30, 32, 64)
 _OPTIONAL = {"tokenizers": ("bpe", "byte-pair tokens"), "pyarrow": ("parquet", "Parquet files")}
 """Packages, each with the extra that brings it and its purpose."""
-_KEPT = "these commands keep freed tensors for the next ones; `keep_memory` of `headwater.memory` does so elsewhere"
+_KEPT = "kept by the training commands for the next tensors; elsewhere `headwater.own_process.keep_memory` does it"
 _KEEP = "MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824"
 """What glibc reads from the environment at the start of a process."""
 
