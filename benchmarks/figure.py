@@ -4,12 +4,11 @@ python benchmarks/figure.py runs/demo_en docs/demo.svg
 """
 
 import sys
-from html import escape
 from pathlib import Path
 
-from headwater.records import StageRecord
+from bars import Bar, draw
 
-WIDTH, ROW, LABEL, SCALE = 760, 30, 300, 4.4
+from headwater.records import StageRecord
 
 
 def main(folder: str, out: str) -> None:
@@ -23,7 +22,7 @@ def main(folder: str, out: str) -> None:
     linear = sum(seeds) / len(seeds)
     federated, personal, small = read("federated"), read("personal"), read("small")
     simple = federated.baselines
-    bars = [
+    accuracies = [
         ("majority class", simple["majority"]["accuracy"], "base"),
         ("200 labels, from scratch", mean("scratch", 200), "base"),
         ("200 labels, TF-IDF + logistic regression", linear, "base"),
@@ -35,24 +34,13 @@ def main(folder: str, out: str) -> None:
         ("federated, a personal head each", personal.metrics["after"]["accuracy"], "ours"),
         ("the same in int8, a quarter of the bytes", small.metrics["after"]["accuracy"], "ours"),
     ]  # fmt: skip
-    height = ROW * len(bars) + 34
     rows = int(federated.metrics["test"]["n"])
-    style = (
-        "text{font:14px system-ui,sans-serif;fill:#57606a}.n{fill:#1f2933;font-weight:600}.base{fill:#9aa5b1}"
-        ".ours{fill:#0b7285}@media(prefers-color-scheme:dark){text{fill:#9aa5b1}.n{fill:#e4e7eb}.base{fill:#52606d}"
-        ".ours{fill:#3bc9db}}"
+    draw(
+        [Bar(label, value, f"{100 * value:.1f} %", kind) for label, value, kind in accuracies],
+        f"Accuracy on {rows} test sentences, from source to device",
+        f"accuracy on {rows} product sentences",
+        out,
     )
-    title = f"Accuracy on {rows} test sentences, from source to device"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">'
-    parts = [head, f"<style>{style}</style>"]
-    for number, (label, value, kind) in enumerate(bars):
-        y = number * ROW + 8
-        width = value * 100 * SCALE
-        parts.append(f'<text x="{LABEL - 10}" y="{y + 15}" text-anchor="end">{escape(label)}</text>')
-        parts.append(f'<rect class="{kind}" x="{LABEL}" y="{y}" width="{max(width, 1):.1f}" height="20" rx="3"/>')
-        parts.append(f'<text class="n" x="{LABEL + width + 8:.1f}" y="{y + 15}">{100 * value:.1f} %</text>')
-    parts.append(f'<text x="{LABEL}" y="{height - 8}">accuracy on {rows} product sentences</text></svg>')
-    Path(out).write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

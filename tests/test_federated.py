@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from headwater.evaluation import Evaluation
 from headwater.federated import AGGREGATORS, PARTITIONERS
 from headwater.federated.aggregators import FixedMean, Mean, Median, WeightedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
-from headwater.federated.client_updates import LocalTraining, client_seed
+from headwater.federated.client_updates import LocalTraining, client_seed, sgd_step
 from headwater.federated.clip_and_noise import ClipAndNoise
 from headwater.federated.options import FederateOptions
 from headwater.federated.partition import deal
@@ -30,7 +31,7 @@ from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.verb import _Federation, federate
-from headwater.federated.wire import pack_instruction, pack_update, unpack_instruction, unpack_update
+from headwater.federated.wire import pack_instruction, pack_update, unpack_instruction, unpack_update, update_size
 from headwater.metrics import ClassificationCounts
 from headwater.model import DropoutOptions
 from headwater.privacy.accounting import epsilon_by_round, epsilon_spent, noise_for
@@ -445,7 +446,96 @@ def test_a_federation_whose_loss_is_no_number_ends_with_a_way_out():
         )
 
 
-def test_a_client_that_diverges_is_named():
+@pytest.mark.parametrize("aggregator", [WeightedMean(), Mean(), FixedMean(3.0), Median()])
+@pytest.mark.parametrize("transforms", [(), (PRIVATE,)])
+def test_the_number_of_processes_changes_no_bit(aggregator, transforms):
+    data = {f"c{n:02}": toy_examples(6 + n % 5, seed=20 + n) for n in range(19)}  # more clients than lanes
+    runs = []
+    for processes in (1, 2, 3):
+        with LocalCohort(data, local(), processes=processes) as cohort:
+            state = FederationState(start_weights())
+            method = algorithm(aggregator=aggregator, transforms=transforms, share=0.95)
+            weights, _ = run_rounds(method, cohort, state, Stopping(2, keep_best=False), measuring(), seed=7)
+        runs.append((weights, state.records))
+    assert not same_bits(runs[0][0], start_weights())
+    for weights, records in runs[1:]:
+        assert same_bits(weights, runs[0][0])
+        assert records == runs[0][1]
+
+
+def test_a_users_own_client_update_runs_in_processes_too():
+    start = start_weights()
+    here = os.getpid()
+
+    def update(instruction, client, examples):  # a function that nothing could import
+        assert os.getpid() != here
+        return Update(client, {n: torch.full_like(v, len(examples)) for n, v in instruction.weights.items()}, 1)
+
+    data = population(3)
+    with LocalCohort(data, update, processes=2) as cohort:
+        average = cohort.average(Instruction(1, start, 0), sorted(data), (), Mean())
+    mean = sum(len(examples) for examples in data.values()) / 3
+    assert all(bool((value == mean).all()) for value in average.values())
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_cohort_goes_on_after_somebody_stopped_listening(processes):
+    data, order = population(4), Instruction(1, start_weights(), 0)
+    with LocalCohort(data, local(), processes=processes) as cohort:
+        for update in cohort.gather(order, sorted(data), ()):
+            assert update.client == "c0"
+            break
+        assert [update.client for update in cohort.gather(order, sorted(data), ())] == sorted(data)
+
+
+@given(
+    rows=st.integers(0, 10**6),
+    client=st.text(max_size=20),
+    metrics=st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=3),
+)
+def test_the_counted_bytes_are_those_of_the_message(rows, client, metrics):
+    update = Update(client, drawn(0), rows, metrics)
+    assert update_size(update) == len(pack_update(update))
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_a_step_is_that_of_torchs_sgd(clip):
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Embedding(5, 3, sparse=sparse), torch.nn.Linear(3, 2)] for sparse in (True, False))
+    for one, other in zip(ours, theirs, strict=True):
+        other.load_state_dict(one.state_dict())
+    tokens = torch.tensor([1, 3, 3, 1, 1])
+    groups = [[p for module in modules for p in module.parameters()] for modules in (ours, theirs)]
+    for modules in (ours, theirs):
+        modules[1](modules[0](tokens)).square().sum().backward()
+    sgd_step(groups[0], 0.1, clip)
+    if clip:
+        torch.nn.utils.clip_grad_norm_(groups[1], clip)
+    torch.optim.SGD(groups[1], lr=0.1).step()
+    for one, other in zip(*groups, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one.grad is None
+
+
+def test_without_shuffling_the_rows_are_taken_in_their_order():
+    seen = []
+
+    class Watching(type(CONFIG.make_task())):
+        def loss(self, model, batch):
+            seen.append(batch.lengths_B.tolist())
+            return super().loss(model, batch)
+
+    examples = toy_examples(10)
+    task = Watching(**CONFIG.make_task().model_dump())
+    train = LocalTraining(toy_model(CONFIG), task, 2, 4, 0.1, shuffle=False)
+    train(Instruction(1, start_weights(), 0), "c", examples)
+    lengths = examples.lengths_N.tolist()
+    assert seen == [lengths[:4], lengths[4:8], lengths[8:]] * 2
+    assert not train.model.encoder.embedding.sparse
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_client_that_diverges_is_named(processes):
     class Broken:
         def __call__(self, instruction, client, examples):
             value = math.nan if client == "c1" else 0.0
@@ -454,7 +544,7 @@ def test_a_client_that_diverges_is_named():
     with pytest.raises(FederationError, match="client 'c1', round 1, receive: .*lower --client-lr"):
         run_rounds(
             algorithm(share=1.0),
-            LocalCohort(population(), Broken()),
+            LocalCohort(population(), Broken(), processes=processes),
             FederationState(start_weights()),
             Stopping(3),
             measuring(),

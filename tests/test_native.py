@@ -320,6 +320,20 @@ def test_lengths_that_do_not_fit_are_refused(lengths):
 
 
 @needs_kernels
+def test_what_the_kernels_would_read_past_is_refused():
+    stack = RecurrentStack("lstm", 3, 5)
+    x, lengths = torch.randn(2, 4, 3), torch.tensor([4, 2])
+    with pytest.raises(ValueError, match="x has the shape"):
+        stack(torch.randn(2, 4, 2), lengths)
+    for wrong in (torch.zeros(2, 4), torch.zeros(3, 5).double()[:2]):
+        with pytest.raises(ValueError, match="h0 has the shape|type torch.float64"):
+            stack(x, lengths, {"0.fwd.h": wrong, "0.fwd.c": wrong})
+    with pytest.raises(ValueError, match="kernels need"):
+        linear_cross_entropy(torch.randn(2, 3), torch.randn(4, 5), None, torch.tensor([0, 1]))
+    torch.testing.assert_close(stack(x, lengths.int())[0], stack(x, lengths)[0])
+
+
+@needs_kernels
 def test_levels_can_be_forced_and_come_back():
     before = native.level()
     with using(OFF):

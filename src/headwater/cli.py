@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from headwater.config import Config, RunOptions, read_toml
 from headwater.errors import ConfigError, HeadwaterError, did_you_mean
+from headwater.own_process import settle
 from headwater.records import Record
 from headwater.verbs import STAGES, VERBS, Verb
 
@@ -67,6 +68,8 @@ def _run(given: list[str]) -> int:
         _print(f"headwater {version('headwater')}")
         return 0
     name, *rest = given
+    if name in {*STAGES, "run", "demo", "doctor"}:
+        settle()
     if name in VERBS:
         return _run_verb(name, VERBS[name], rest)
     others = {"report": _run_report, "run": _run_journey, "demo": _run_demo}

@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -104,6 +104,9 @@ def cores() -> int:
 
 class RunOptions(Config):
     """How a verb runs; the same for all verbs that train."""
+
+    no_result: ClassVar[frozenset[str]] = frozenset({"out", "resume", "quiet", "device", "threads"})
+    """Options that do not say what is computed: a run may be resumed with others."""
 
     out: Path
     """The folder to write; it becomes the checkpoint itself. Must not exist yet, or be empty."""

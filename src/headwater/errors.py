@@ -67,7 +67,7 @@ class FederationError(HeadwaterError):
     def __reduce__(self) -> tuple[Any, ...]:
         """Allow a worker process to send it."""
         rebuild = functools.partial(type(self), client=self.client, round_number=self.round_number, stage=self.stage)
-        return rebuild, (self._message,)
+        return rebuild, (self._message,), self.__dict__
 
 
 class WorkerError(HeadwaterError):

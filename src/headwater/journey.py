@@ -46,6 +46,7 @@ from typing import Any
 from headwater.config import Config, cores, read_toml
 from headwater.errors import ConfigError, HeadwaterError, OutputError, did_you_mean
 from headwater.files import output_errors
+from headwater.own_process import settle, settled
 from headwater.progress import Progress
 from headwater.records import STAGE_FILE, StageRecord
 from headwater.verbs import STAGES, VERBS
@@ -151,7 +152,7 @@ def _run_parallel(
     running: dict[Future[None], Step] = {}
     names = {step.name for step in waiting}
     done: set[str] = set()
-    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(os.getpid(), settled()))
     try:
         while waiting or running:
             # No more than there are workers: what lies in the pool's queue would still run after a failure.
@@ -178,9 +179,11 @@ def _run_parallel(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(parent: int) -> None:
-    """Set up a worker: one thread, and an end of its own if the parent is killed."""
+def _start_worker(parent: int, own: bool) -> None:  # noqa: FBT001 - goes through a pool
+    """Set up a worker: one thread, the parent's settings, and an end of its own if the parent is killed."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    if own:
+        settle()
 
     def watch() -> None:
         while os.getppid() == parent:

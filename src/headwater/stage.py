@@ -32,8 +32,6 @@ from headwater.records import STAGE_FILE, Parent, StageRecord
 _RUN_FILE = ".run.json"
 _LOCK_FILE = ".lock"
 _STATE_FILE = ".state.safetensors"
-_NO_RESULT = {"out", "resume", "quiet", "device", "threads"}
-"""Options that do not say what is computed."""
 
 
 @dataclass
@@ -86,7 +84,7 @@ def run_stage(
     Raises:
         OutputError: The folder holds something else, or an interrupted run was not asked to be resumed.
     """
-    asked = {k: v for k, v in options.model_dump(mode="json").items() if k not in _NO_RESULT}
+    asked = {k: v for k, v in options.model_dump(mode="json").items() if k not in options.no_result}
     asked |= {"verb": verb, "checkpoint": source.identity if source else None}
     with output_errors(options.out):
         done = _finished(options, asked)
@@ -193,7 +191,7 @@ def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
     record = StageRecord.load(out)
     if not options.resume:
         raise OutputError(f"{out} already holds the result of a {record.verb!r}: choose another --out, or delete it")
-    stored = {k: v for k, v in record.config.items() if k not in _NO_RESULT}
+    stored = {k: v for k, v in record.config.items() if k not in options.no_result}
     stored |= {"verb": record.verb, "checkpoint": record.parents[0].identity if record.parents else None}
     _same(stored, asked, out)
     used = {use.sha256 for use in record.data}

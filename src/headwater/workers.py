@@ -12,7 +12,6 @@ import gc
 import mmap
 import multiprocessing
 import os
-import pickle
 import platform
 import signal
 import traceback
@@ -24,6 +23,7 @@ from typing import Any, Self
 import torch
 
 from headwater.errors import WorkerError
+from headwater.own_process import keep_memory
 from headwater.weights import Weights
 
 _ALIGNMENT = 64
@@ -72,14 +72,12 @@ class Workers:
                 ready = wait(list(busy))
                 for connection in [connection for connection in busy if connection in ready]:
                     number = busy.pop(connection)
-                    answer, error = self._receive(connection)
-                    if error is not None:
-                        raise error
+                    answer = self._receive(connection)
                     free.append(connection)
                     yield number, answer
-        finally:
-            if waiting or busy:
-                self.close()
+        except BaseException:  # whoever stops listening leaves answers behind that would come as those of other tasks
+            self.close()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -101,9 +99,10 @@ class Workers:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _receive(self, connection: Connection) -> tuple[Any, Exception | None]:
+    def _receive(self, connection: Connection) -> Any:
         try:
-            answer, error = connection.recv()
+            failure = connection.recv()
+            answer = connection.recv()
         except (EOFError, ConnectionResetError):
             process = self._processes[connection]
             process.join()
@@ -111,7 +110,11 @@ class Workers:
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             hint = ", perhaps for want of memory: take fewer --processes" if code == -signal.SIGKILL else ""
             raise WorkerError(f"a worker process died ({how}{hint})") from None
-        return answer, error
+        except Exception as error:
+            raise WorkerError(f"a worker process failed: {failure}") from error
+        if failure:
+            raise answer if isinstance(answer, Exception) else WorkerError(f"a worker process failed: {failure}")
+        return answer
 
 
 def shared_weights(like: Weights) -> Weights:
@@ -124,19 +127,6 @@ def shared_weights(like: Weights) -> Weights:
         made[name] = flat.view(value.shape)
         offset += sizes[name]
     return made
-
-
-def keep_memory() -> bool:
-    """Let this process keep the memory that it frees; return whether that could be had (glibc alone has it).
-
-    By default each large tensor is given back to the system at once, and all its pages are fetched anew for the next
-    one of its size: up to a third of a training step.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    trim_threshold, mmap_threshold, large = -1, -3, 2**30
-    library = ctypes.CDLL(None)
-    return all([library.mallopt(mmap_threshold, large), library.mallopt(trim_threshold, large)])
 
 
 def _serve(connection: Connection, others: list[Connection], work: Callable[[Any], Any], parent: int) -> None:
@@ -154,22 +144,20 @@ def _serve(connection: Connection, others: list[Connection], work: Callable[[Any
             task = connection.recv()
         except EOFError:
             return
-        message: tuple[Any, Exception | None]
+        failure: Exception | None = None
         try:
-            message = (work(task), None)
+            answer = work(task)
         except Exception as error:  # noqa: BLE001 - the parent raises it
-            message = (None, _sendable(error))
-        connection.send(message)
-
-
-def _sendable(error: Exception) -> Exception:
-    """Return the error with where it happened, or one that says the same where it can't be sent."""
-    error.add_note("".join(traceback.format_tb(error.__traceback__)))
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - its own words
-    except Exception:  # noqa: BLE001 - any class may fail in any way
-        return WorkerError(f"a worker process failed: {type(error).__name__}: {error}")
-    return error
+            error.add_note("".join(traceback.format_tb(error.__traceback__)))
+            failure, answer = error, None
+        # In words first: an error of any class may prove impossible to send or to build again.
+        connection.send("" if failure is None else f"{type(failure).__name__}: {failure}")
+        try:
+            connection.send(answer if failure is None else failure)
+        except Exception:
+            if failure is None:
+                raise
+            connection.send(None)
 
 
 def _die_with(parent: int) -> None:

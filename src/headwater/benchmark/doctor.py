@@ -18,6 +18,7 @@ from headwater.records import Record
 _LAYER = Shape("small", 10, 30, 32, 64)
 _OPTIONAL = {"tokenizers": ("bpe", "byte-pair tokens"), "pyarrow": ("parquet", "Parquet files")}
 """Packages, each with the extra that brings it and its purpose."""
+_KEPT = "kept by the training commands for the next tensors; elsewhere `headwater.own_process.keep_memory` does it"
 _KEEP = "MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824"
 """What glibc reads from the environment at the start of a process."""
 
@@ -50,7 +51,7 @@ class Diagnosis(Record):
         lines.add_row("gpu", self.gpu or "no")
         lines.add_row("torch", f"{machine.torch}, threads: {machine.threads}")
         back = f"large freed tensors go back to the system, which costs time; to keep them:\n{_KEEP}"
-        lines.add_row("memory", "freed tensors are kept for the next ones" if self.keeps_memory else back)
+        lines.add_row("memory", _KEPT if self.keeps_memory else back)
         for name, there in self.packages.items():
             extra, purpose = _OPTIONAL[name]
             lines.add_row(name, f"{'present' if there else f'missing: pip install headwater[{extra}]'} ({purpose})")

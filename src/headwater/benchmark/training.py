@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from headwater.benchmark.layers import TORCH
 from headwater.benchmark.measure import OURS, Paths, Row, race
+from headwater.config import cores
 from headwater.data.batches import batch_of
 from headwater.data.examples import Examples
 from headwater.federated.aggregators import WeightedMean
@@ -86,14 +87,14 @@ def training_step(cell: str, budget: float) -> list[Row]:
 
 
 def federated_round(cell: str, budget: float) -> list[Row]:
-    """Measure a round of federated averaging over clients with a batch each."""
+    """Measure a round of federated averaging over clients with a batch each: a process a core, and a plain loop."""
     model, plain = _models(cell)
     clients = {f"c{number}": _examples(_BATCH, seed=number) for number in range(_CLIENTS)}
     training = LocalTraining(model, _TASK, 1, _BATCH, _LR, "sgd", 1.0, torch.device("cpu"))
     algorithm = FederatedAlgorithm(
         client_update=training, aggregator=WeightedMean(), server_optimizer=ServerSGD(), sampler=Uniform(1.0, seed=0)
     )
-    cohort, start = LocalCohort(clients, training), weights_of(model)
+    start = weights_of(model)
     rng = np.random.default_rng(0)
 
     def ours() -> None:
@@ -108,7 +109,8 @@ def federated_round(cell: str, budget: float) -> list[Row]:
         plain.load_state_dict({key: torch.stack([state[key] for state in states]).mean(0) for key in states[0]})
 
     paths: Paths = {(OURS, "float32"): ours, ("plain loop", "float32"): theirs}
-    return race(paths, budget=budget, part="round", case=f"{_CLIENTS} clients", cell=cell)
+    with LocalCohort(clients, training, processes=cores()) as cohort:
+        return race(paths, budget=budget, part="round", case=f"{_CLIENTS} clients", cell=cell)
 
 
 def _models(cell: str) -> tuple[SequenceModel, PlainClassifier]:

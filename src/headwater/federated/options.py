@@ -16,6 +16,8 @@ from headwater.registry import name_in
 class FederateOptions(PopulationOptions, RunOptions):
     """Options of `federate`."""
 
+    no_result = RunOptions.no_result | {"processes"}
+
     rounds: Annotated[int, Field(ge=1)] = 60
     """Rounds at most."""
     aggregator: Annotated[str, name_in("headwater.aggregators", AGGREGATORS)] = "weighted"

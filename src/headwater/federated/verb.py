@@ -86,9 +86,7 @@ class _Federation:
             workspace.device,
             precision=options.precision,
         )
-        # A GPU is shared badly by forked processes.
-        on_cpu = workspace.device.type == "cpu"
-        self.processes = (options.processes or cores()) if on_cpu else 1
+        self.processes = _processes(options.processes)
         self.start = shared_weights(weights_of(self.model), options.freeze)
         private = options.epsilon > 0
         keep_best = len(self.population.valid) > 0 and not private
@@ -239,6 +237,17 @@ class _Federation:
         """Return whether an earlier stage of the model has already learned from the clients' file."""
         uses = [use for stage in self.source.lineage.stages for use in stage.data if use.role in ("train", "source")]
         return any(use.sha256 == self.population.train.sha256 for use in uses)
+
+
+def _processes(wanted: int) -> int:
+    # Where there is a GPU, autograd keeps threads that don't survive a fork, whatever the device.
+    if not torch.cuda.is_available():
+        return wanted or cores()
+    if wanted > 1:
+        raise ConfigError(
+            f"--processes {wanted}: on a machine with a GPU the clients run in one process; leave it at 0"
+        )
+    return 1
 
 
 def client_rows(population: Population, views: dict[str, Evaluation]) -> list[ClientRow]:

@@ -196,13 +196,18 @@ def check(status: int) -> None:
         raise MemoryError("the recurrent kernels found no memory: use smaller batches")
 
 
-def _pointers(tensors: dict[str, Tensor | None]) -> dict[str, int | None]:
-    return {name: None if value is None else address(value) for name, value in tensors.items()}
+def pointer(value: Tensor, *shape: int) -> int:
+    """Return where a tensor lies, after a check: the kernels would read past anything else.
 
-
-def address(value: Tensor) -> int:
-    """Return where a dense tensor's numbers lie."""
-    # The kernels read plain rows of these types and would read past anything else.
-    assert value.is_contiguous()  # noqa: S101
-    assert value.dtype in (torch.float32, torch.int64)  # noqa: S101
+    Raises:
+        ValueError: It has another shape, or isn't a dense float32 or int64 tensor in this machine's memory.
+    """
+    if shape and value.shape != shape:
+        raise ValueError(f"a tensor of shape {tuple(value.shape)} came where the kernels need {shape}")
+    if value.dtype not in (torch.float32, torch.int64) or value.device.type != "cpu" or not value.is_contiguous():
+        raise ValueError(f"the kernels can't read a tensor of type {value.dtype}, strides {value.stride()}")
     return value.data_ptr()
+
+
+def _pointers(tensors: dict[str, Tensor | None]) -> dict[str, int | None]:
+    return {name: None if value is None else pointer(value) for name, value in tensors.items()}

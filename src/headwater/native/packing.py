@@ -41,7 +41,7 @@ class Packing:
         batch, time = shape
         if lengths_B is None:
             lengths_B = torch.full((batch,), time)
-        lengths_B = lengths_B.contiguous()
+        lengths_B = lengths_B.to("cpu", torch.int64).contiguous()
         lengths = lengths_B.tolist()
         if min(lengths) < 1 or max(lengths) > time or len(lengths) != batch:
             raise ValueError(f"{len(lengths)} lengths from {min(lengths)} to {max(lengths)} for {batch} rows of {time}")

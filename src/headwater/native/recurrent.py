@@ -129,6 +129,19 @@ class RecurrentLayer(torch.autograd.Function):
             "c": x_ND.new_empty(len(x_ND), hidden) if kind == "lstm" else None,
             "extra": x_ND.new_empty(len(x_ND), hidden) if kind == "gru" else None,
         }
+        steps, batch = len(packing.place_N), packing.shape[0]
+        shapes = {
+            "x": (steps, weight_ih.shape[1]),
+            "weight_ih": (gates * hidden, weight_ih.shape[1]),
+            "weight_hh": (gates * hidden, hidden),
+            "bias_ih": (gates * hidden,),
+            "bias_hh": (gates * hidden,),
+            "h0": (batch, hidden),
+            "c0": (batch, hidden),
+        }
+        for name, shape in shapes.items():
+            if tensors[name] is not None and tensors[name].shape != shape:
+                raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, the kernels need {shape}")
         ctx.numbers = (number, gates, x_ND.shape[1], hidden, len(packing.counts_T), int(half))
         run_forward(ctx.numbers, tensors)
         ctx.packing = packing

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from headwater.native.library import check, kernels, product, usable
+from headwater.native.library import check, kernels, pointer, product, usable
 
 _VECTOR = 16
 """Floats of the widest vector; rows are filled up to a multiple of it."""
@@ -42,7 +42,7 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None,
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
-        x_ND, weight_VD, targets_N = x_ND.contiguous(), weight_VD.contiguous(), targets_N.contiguous()
+        x_ND, weight_VD, targets_N = x_ND.contiguous(), weight_VD.contiguous(), targets_N.to(torch.int64).contiguous()
         rows, classes = len(x_ND), len(weight_VD)
         across = -(-rows // _VECTOR) * _VECTOR
         gradient_VA = x_ND.new_empty(classes, across)
@@ -51,12 +51,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         check(
             kernels().headwater_linear_cross_entropy(
                 *(rows, x_ND.shape[1], classes, across),
-                *(
-                    x_ND.data_ptr(),
-                    weight_VD.data_ptr(),
-                    bias_V.contiguous().data_ptr() if bias_V is not None else None,
-                ),
-                *(targets_N.data_ptr(), gradient_VA.data_ptr(), ctypes.addressof(loss), ctx.half),
+                *(pointer(x_ND), pointer(weight_VD, classes, x_ND.shape[1])),
+                *(None if bias_V is None else pointer(bias_V.contiguous(), classes), pointer(targets_N, rows)),
+                *(gradient_VA.data_ptr(), ctypes.addressof(loss), ctx.half),
             )
         )
         ctx.save_for_backward(x_ND, weight_VD, gradient_VA[:, :rows])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headwater.native.library import address, kernels
+from headwater.native.library import kernels, pointer
 from headwater.native.recurrent import KINDS
 
 _UNITS = 16
@@ -39,21 +39,23 @@ class Steps:
     """
 
     def __init__(self, kind: str, layers: Sequence[Sequence[Tensor]]) -> None:
-        number, _ = KINDS[kind]
+        number, gates = KINDS[kind]
         names = ("h", "c") if kind == "lstm" else ("h",)
         library = kernels()
         self._kept: list[Tensor] = []  # what the structures point to
         self.states: list[dict[str, Tensor]] = []
         self._layers = (_StepLayer * len(layers))()
-        for place, given in enumerate(layers):
+        for layer, given in enumerate(layers):
             weights = [value.detach().contiguous() for value in given]
             inputs, hidden = (value.shape[1] for value in weights[:2])
             packed = weights[0].new_empty(library.headwater_step_floats(number, inputs, hidden))
-            library.headwater_pack_step(number, inputs, hidden, *map(address, weights), packed.data_ptr())
+            shapes = ((gates * hidden, inputs), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,))
+            places = [pointer(weight, *shape) for weight, shape in zip(weights, shapes, strict=True)]
+            library.headwater_pack_step(number, inputs, hidden, *places, packed.data_ptr())
             memory = packed.new_zeros(_VECTORS, -(-hidden // _UNITS) * _UNITS)
             self.states.append({name: memory[i : i + 1, :hidden] for i, name in enumerate(names)})
             self._kept += [packed, memory]
-            self._layers[place] = _StepLayer(number, inputs, hidden, packed.data_ptr(), memory.data_ptr())
+            self._layers[layer] = _StepLayer(number, inputs, hidden, packed.data_ptr(), memory.data_ptr())
         self._y_H = memory[0, :hidden].clone()  # allocating like a tensor is the fastest way
         self._start, self._count = ctypes.addressof(self._layers), len(layers)
         self._run = library.headwater_step
