@@ -19,8 +19,11 @@ int main() {
     int passes = 0;
     for (int wanted = 0; wanted <= headwater_best_level(); ++wanted) {
         headwater_use_level(wanted);
-        for (int round = 0; round < 120; ++round, ++passes) {
-            const long rows = draw(1, 30), time = draw(1, 9), D = draw(1, 40), H = draw(1, 40), cell = draw(0, 4);
+        for (int round = 0; round < 60; ++round, ++passes) {
+            // Now and then more than a block of the inner dimension or of the steps.
+            const bool deep = round % 6 == 0;
+            const long rows = draw(1, 30), time = draw(1, deep ? 40 : 9), cell = draw(0, 4);
+            const long D = deep ? draw(500, 1100) : draw(1, 40), H = deep ? draw(120, 270) : draw(1, 40);
             const long G = gates_of[cell] * H;
             std::vector<long> lengths(rows), order(rows), counts(time), last(rows);
             long total = 0;
@@ -41,7 +44,7 @@ int main() {
             const Layer layer{cell, gates_of[cell], D, H, steps, half, counts.data(), x.data(), wi.data(), wh.data(),
                               bi.data(), bh.data(), start ? h0.data() : nullptr, start ? c0.data() : nullptr, a.data(),
                               y.data(), lstm ? c.data() : nullptr, cell == GRU ? extra.data() : nullptr};
-            const Gradients gradients{draw(0, 1) ? dy.data() : nullptr, nullptr, da.data(),
+            const Gradients gradients{draw(0, 1) ? dy.data() : nullptr, lstm && draw(0, 1) ? dy.data() : nullptr, da.data(),
                                       cell == GRU ? dextra.data() : nullptr, all ? dx.data() : nullptr,
                                       all ? dwi.data() : nullptr, dwh.data(), dbi.data(), all ? dbh.data() : nullptr,
                                       all ? dh0.data() : nullptr, all && lstm ? dc0.data() : nullptr};

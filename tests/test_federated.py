@@ -463,6 +463,49 @@ def test_the_number_of_processes_changes_no_bit(aggregator, transforms):
         assert records == runs[0][1]
 
 
+def test_what_a_model_was_used_for_before_changes_nothing():
+    data, start = toy_examples(9), start_weights()
+    fresh, used = local(), local()
+    for parameter in used.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    updates = [train(Instruction(1, start, 0), "c", data) for train in (fresh, used)]
+    assert same_bits(updates[0].delta, updates[1].delta)
+
+
+def test_batches_in_order_are_those_of_the_rows_at_hand():
+    train = LocalTraining(toy_model(CONFIG), CONFIG.make_task(), 1, 4, 0.3, shuffle=False)
+    other = LocalTraining(toy_model(CONFIG), CONFIG.make_task(), 1, 4, 0.3, shuffle=False)
+    order = Instruction(1, start_weights(), 0)
+    train(order, "c", toy_examples(9, seed=1))
+    again, alone = train(order, "c", toy_examples(5, seed=2)), other(order, "c", toy_examples(5, seed=2))
+    assert same_bits(again.delta, alone.delta)
+
+
+def test_an_aggregator_with_a_call_of_its_own_is_called():
+    class Nothing(Mean):
+        def __call__(self, updates, like):
+            assert len(list(updates)) == 5
+            return {name: torch.zeros_like(value) for name, value in like.items()}
+
+    start = start_weights()
+    with LocalCohort(population(), local(), processes=2) as cohort:
+        method = algorithm(aggregator=Nothing(), share=1.0, momentum=0.0)
+        weights, _ = run_rounds(method, cohort, FederationState(start), Stopping(1), measuring(), seed=7)
+    assert same_bits(weights, start)
+
+
+def test_a_cohort_takes_other_weights_and_nobody_and_needs_a_process():
+    data = population(3)
+    with LocalCohort(data, local(), processes=2) as cohort:
+        for prefixes in (("",), SHARED):
+            start = start_weights(prefixes)
+            assert cohort.average(Instruction(1, start, 0), sorted(data), (), Mean()).keys() == start.keys()
+        nobody = cohort.average(Instruction(1, start, 0), [], (), Mean())
+    assert all(not value.any() for value in nobody.values())
+    with pytest.raises(ValueError, match="0 processes"):
+        LocalCohort(data, local(), processes=0)
+
+
 def test_a_users_own_client_update_runs_in_processes_too():
     start = start_weights()
     here = os.getpid()

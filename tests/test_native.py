@@ -18,7 +18,17 @@ from headwater import native
 from headwater.cells import CELLS, cell_class
 from headwater.cells.stack import RecurrentStack, run_packed
 from headwater.errors import ConfigError
-from headwater.native import KINDS, LEVELS, OFF, Packing, keep_gate_gradients, linear_cross_entropy, product, using
+from headwater.native import (
+    KINDS,
+    LEVELS,
+    OFF,
+    Packing,
+    keep_gate_gradients,
+    library,
+    linear_cross_entropy,
+    product,
+    using,
+)
 
 SOURCE = Path(native.__file__).parent
 HERE = LEVELS[: LEVELS.index(native.best_level()) + 1] if native.best_level() != OFF else ()
@@ -325,12 +335,76 @@ def test_what_the_kernels_would_read_past_is_refused():
     x, lengths = torch.randn(2, 4, 3), torch.tensor([4, 2])
     with pytest.raises(ValueError, match="x has the shape"):
         stack(torch.randn(2, 4, 2), lengths)
-    for wrong in (torch.zeros(2, 4), torch.zeros(3, 5).double()[:2]):
-        with pytest.raises(ValueError, match="h0 has the shape|type torch.float64"):
+    for wrong in (torch.zeros(2, 4), torch.zeros(7, 5), torch.zeros(2, 5).double()):
+        with pytest.raises(ValueError, match="states of shapes|type torch.float64"):
             stack(x, lengths, {"0.fwd.h": wrong, "0.fwd.c": wrong})
     with pytest.raises(ValueError, match="kernels need"):
         linear_cross_entropy(torch.randn(2, 3), torch.randn(4, 5), None, torch.tensor([0, 1]))
     torch.testing.assert_close(stack(x, lengths.int())[0], stack(x, lengths)[0])
+
+
+@needs_kernels
+def test_products_that_make_no_sense_are_refused_and_empty_ones_are_zero():
+    for a, b in ((torch.ones(4, 5), torch.ones(2, 3)), (torch.ones(2, 2).double(), torch.ones(2, 2))):
+        with pytest.raises(ValueError, match="no product of|can't multiply"):
+            product(a, b)
+    assert product(torch.ones(2, 0), torch.ones(0, 3)).tolist() == [[0.0] * 3] * 2
+
+
+@needs_kernels
+@at_every_level
+def test_a_level_without_bfloat16_products_takes_float32(level):
+    a, b = torch.randn(5, 7), torch.randn(7, 9)
+    cell, packing = drawn_cell("lstm", 3, 5, 0), Packing.of(torch.tensor([4, 2]), (2, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = run_packed(cell, torch.randn(6, 3), packing, None)
+    with using(level):
+        torch.testing.assert_close(product(a, b, half=True), a @ b, atol=0.1, rtol=0.1)
+        y.sum().backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in cell.parameters())
+
+
+class Own(cell_class("gru")):
+    """Another mathematics under an inherited name."""
+
+    def forward(self, x_BTD, lengths_B=None, state=None):
+        return torch.zeros(*x_BTD.shape[:2], self.hidden_size), self.init_state(len(x_BTD))
+
+
+@needs_kernels
+def test_what_the_kernels_would_not_see_runs_in_torch(monkeypatch):
+    x, lengths = torch.randn(2, 4, 3), torch.tensor([4, 2])
+    stack = RecurrentStack("gru", 3, 5)
+    y, _ = stack(x, lengths)
+    weights = {name: value * 0 for name, value in stack.named_parameters()}
+    assert not torch.func.functional_call(stack, weights, (x, lengths))[0].any()
+    loss = torch.func.grad(lambda w: torch.func.functional_call(stack, w, (x, lengths))[0][0].sum())
+    assert loss(dict(stack.named_parameters()))["layers.0.fwd.weight_ih"].any()
+    calls = []
+    handle = stack.layers[0].fwd.register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(stack(x, lengths)[0][0], y[0])
+    assert calls == [1]
+    handle.remove()
+    with torch.autocast("cpu", torch.float16):
+        assert stack.plan(lengths, x.shape) is None
+    assert stack(torch.randn(0, 4, 3), torch.zeros(0, dtype=torch.int64))[0].shape == (0, 4, 5)
+    monkeypatch.setitem(CELLS, "own", f"{__name__}:Own")
+    assert not RecurrentStack("own", 3, 5)(x, lengths)[0].any()
+
+
+@needs_kernels
+def test_a_build_of_another_version_is_not_used(monkeypatch):
+    library.kernels()
+    library._library.cache_clear()
+    monkeypatch.setattr(library.ctypes, "sizeof", lambda _: 1)
+    monkeypatch.setattr(library._State, "stale", False)
+    try:
+        assert native.level() == OFF
+        assert "install again" in native.why()
+    finally:
+        monkeypatch.undo()
+        library._library.cache_clear()
+    assert native.level() != OFF
 
 
 @needs_kernels

@@ -68,8 +68,6 @@ def _run(given: list[str]) -> int:
         _print(f"headwater {version('headwater')}")
         return 0
     name, *rest = given
-    if name in {*STAGES, "run", "demo", "doctor"}:
-        settle()
     if name in VERBS:
         return _run_verb(name, VERBS[name], rest)
     others = {"report": _run_report, "run": _run_journey, "demo": _run_demo}
@@ -113,6 +111,8 @@ def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
     values = _parse(parser, given)
     subject, as_json = values.pop("subject", None), values.pop("json", False)
     options = config.parse(_from_file(values.pop("config", None), config) | values, source=parser.prog)
+    if name in {*STAGES, "doctor"}:
+        settle()
     result = verb(options, subject)
     if isinstance(options, RunOptions):
         _print_stage(options.out)
@@ -259,6 +259,7 @@ def _run_demo(given: list[str]) -> int:
 
 
 def _travel(journey: Any, values: dict[str, Any]) -> int:
+    settle()
     from headwater.journey import run_journey
     from headwater.report import write_report
 

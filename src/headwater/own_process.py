@@ -31,9 +31,12 @@ def keep_memory() -> bool:
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    trim_threshold, mmap_threshold, large = -1, -3, 2**30
+    trim_threshold, mmap_threshold = -1, -3
     library = ctypes.CDLL(None)
-    return all([library.mallopt(mmap_threshold, large), library.mallopt(trim_threshold, large)])
+    # Older releases refuse more than 32 MiB; then the other setting alone would do harm.
+    if not any(library.mallopt(mmap_threshold, size) for size in (2**30, 2**25)):
+        return False
+    return bool(library.mallopt(trim_threshold, 2**30))
 
 
 def prefer_onednn() -> bool:
@@ -46,14 +49,14 @@ def prefer_onednn() -> bool:
 
     cpu = Path("/proc/cpuinfo")
     facts = cpu.read_text(encoding="utf-8") if cpu.exists() else ""
-    setting = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 and newer
-    if "AuthenticAMD" not in facts or " avx512f " not in facts or " amx" in facts or setting is None:
+    # The setting holds for a GPU too, which would round.
+    if "AuthenticAMD" not in facts or " avx512f " not in facts or " amx" in facts or torch.cuda.is_available():
         return False
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
     a = torch.linspace(-1.0, 1.0, 64 * 64).view(64, 64).sin()
     exact = a.double() @ a.double()
     if float((a @ a - exact).norm() / exact.norm()) < 1e-5:
         return True
-    setting.fp32_precision = before
+    torch.set_float32_matmul_precision(before)
     return False

@@ -134,7 +134,7 @@ def _locked(partial: Path) -> Iterator[None]:
         partial.mkdir(parents=True, exist_ok=True)
         lock = os.open(partial / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
     except BlockingIOError as error:
         os.close(lock)
         raise OutputError(
@@ -144,6 +144,18 @@ def _locked(partial: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def _lock(file: int) -> None:
+    # The workers of a killed process have its lock until the system has ended them too.
+    end = time.monotonic() + 1.0
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
 
 
 @contextmanager

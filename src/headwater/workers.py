@@ -17,6 +17,7 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
@@ -43,6 +44,7 @@ class Workers:
         # A cycle of garbage collected in a child would touch, and so copy, the pages it shares with this process.
         gc.collect()
         context = multiprocessing.get_context("fork")
+        self._listening = False
         self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
         for _ in range(count):
             here, there = context.Pipe()
@@ -60,6 +62,9 @@ class Workers:
             WorkerError: A worker has died.
             Exception: What `work` raised. After any error the workers are gone.
         """
+        if self._listening:
+            raise RuntimeError("the workers' last answers are still being read: finish or close that first")
+        self._listening = True
         waiting = deque(enumerate(tasks))
         free = list(self._processes)
         busy: dict[Connection, int] = {}
@@ -68,7 +73,10 @@ class Workers:
                 while waiting and free:
                     connection = free.pop()
                     busy[connection], task = waiting.popleft()
-                    connection.send(task)
+                    try:
+                        connection.send(task)
+                    except OSError:
+                        raise self._death(connection) from None
                 ready = wait(list(busy))
                 for connection in [connection for connection in busy if connection in ready]:
                     number = busy.pop(connection)
@@ -78,6 +86,8 @@ class Workers:
         except BaseException:  # whoever stops listening leaves answers behind that would come as those of other tasks
             self.close()
             raise
+        finally:
+            self._listening = False
 
     @property
     def alive(self) -> bool:
@@ -100,21 +110,39 @@ class Workers:
         self.close()
 
     def _receive(self, connection: Connection) -> Any:
+        failure = ""
         try:
             failure = connection.recv()
             answer = connection.recv()
-        except (EOFError, ConnectionResetError):
-            process = self._processes[connection]
-            process.join()
-            code = process.exitcode or 0
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            hint = ", perhaps for want of memory: take fewer --processes" if code == -signal.SIGKILL else ""
-            raise WorkerError(f"a worker process died ({how}{hint})") from None
+        except (EOFError, OSError):
+            raise self._death(connection) from None
         except Exception as error:
             raise WorkerError(f"a worker process failed: {failure}") from error
         if failure:
             raise answer if isinstance(answer, Exception) else WorkerError(f"a worker process failed: {failure}")
         return answer
+
+    def _death(self, connection: Connection) -> WorkerError:
+        process = self._processes[connection]
+        process.join()
+        code = process.exitcode or 0
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        hint = ", perhaps for want of memory: take fewer --processes" if code == -signal.SIGKILL else ""
+        return WorkerError(f"a worker process died ({how}{hint})")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread within."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def shared_weights(like: Weights) -> Weights:
@@ -123,7 +151,9 @@ def shared_weights(like: Weights) -> Weights:
     memory = mmap.mmap(-1, max(1, sum(sizes.values())))
     made, offset = {}, 0
     for name, value in like.items():
-        flat = torch.frombuffer(memory, dtype=value.dtype, count=value.numel(), offset=offset)
+        flat = (
+            torch.frombuffer(memory, dtype=value.dtype, count=value.numel(), offset=offset) if value.numel() else value
+        )
         made[name] = flat.view(value.shape)
         offset += sizes[name]
     return made

@@ -111,8 +111,13 @@ class RecurrentStack(nn.Module):
         Torch runs what the kernels can't, and full-length LSTMs of which no gradient is wanted: there oneDNN is as fast
         or faster.
         """
-        if not self._cell.kernel or not usable(self.get_parameter("layers.0.fwd.weight_hh")):
+        first = self.layers[0]
+        assert isinstance(first, Layer)  # noqa: S101 - what the constructor has put there
+        # A kernel is the mathematics of the class that names it, not of what is derived from that.
+        if "kernel" not in vars(self._cell) or not usable(first.fwd.weight_hh) or not shape[0]:
             return None
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.layers.modules()):  # noqa: SLF001
+            return None  # they hear of calls that the kernels don't make
         plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
         if plain and self._cell.kernel == "lstm" and not is_ragged(lengths_B, shape[1]):
             return None
@@ -148,7 +153,13 @@ def reverse(x_BTD: Tensor, reversal_BT: Tensor | None) -> Tensor:
 def run_packed(cell: Cell, x_ND: Tensor, packing: Packing, state: State | None) -> tuple[Tensor, State]:
     """Run a cell over a packed batch in the kernels; return packed outputs (N, H) and the state of each row."""
     half = torch.is_autocast_enabled("cpu")
-    start = [state[name].index_select(0, packing.order_B) for name in cell.state_names] if state else [None]
+    start: list[Tensor | None] = [None]
+    if state:
+        given = [state[name] for name in cell.state_names]
+        if any(value.shape != (packing.shape[0], cell.hidden_size) for value in given):
+            shapes = [tuple(value.shape) for value in given]
+            raise ValueError(f"states of shapes {shapes} for {packing.shape[0]} rows of {cell.hidden_size} units")
+        start = [value.index_select(0, packing.order_B) for value in given]
     packed = RecurrentLayer.apply(  # type: ignore[no-untyped-call]
         *(cell.kernel, packing, half, x_ND, cell.weight_ih, cell.recurrent_weight(), cell.bias_ih, cell.bias_hh),
         *[*start, None][:2],

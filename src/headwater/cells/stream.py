@@ -41,7 +41,7 @@ class Stream:
         cells = [layer.fwd for layer in stack.layers if isinstance(layer, Layer)]
         first, weight = cells[0], cells[0].weight_ih
         self._steps: Steps | _PortableSteps
-        if first.kernel and all(map(usable, stack.parameters())):
+        if "kernel" in vars(type(first)) and all(map(usable, stack.parameters())):
             layers = [(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh) for cell in cells]
             self._steps = Steps(first.kernel, layers)
         else:

@@ -55,6 +55,7 @@ class InOrder:
     """
 
     def __init__(self, examples: Examples, size: int) -> None:
+        self.size = size
         rows = np.arange(len(examples))
         self._batches = [batch_of(examples, rows[start : start + size]) for start in range(0, len(rows), size)]
         self.steps_per_epoch = len(self._batches)

@@ -136,8 +136,14 @@ def run_rounds(
 def _aggregate(
     algorithm: FederatedAlgorithm, cohort: Cohort, instruction: Instruction, clients: Sequence[ClientId]
 ) -> Weights:
-    if isinstance(algorithm.aggregator, Average) and isinstance(cohort, AveragingCohort):
-        return cohort.average(instruction, clients, algorithm.transforms, algorithm.aggregator)
+    aggregator = algorithm.aggregator
+    # A class that overrides the call itself wants the updates one by one.
+    if (
+        isinstance(aggregator, Average)
+        and "__call__" not in vars(type(aggregator))
+        and isinstance(cohort, AveragingCohort)
+    ):
+        return cohort.average(instruction, clients, algorithm.transforms, aggregator)
     return algorithm.aggregator(cohort.gather(instruction, clients, algorithm.transforms), instruction.weights)
 
 

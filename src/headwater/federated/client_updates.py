@@ -51,11 +51,12 @@ class LocalTraining:
 
     def __post_init__(self) -> None:
         """Nothing is prepared yet."""
-        self._prepared: dict[ClientId, InOrder] = {}
+        self._prepared: dict[ClientId, tuple[Examples, InOrder]] = {}
 
     def __call__(self, instruction: Instruction, client: ClientId, examples: Examples) -> Update:
         """Train from the instruction's weights; return the difference."""
         load_weights(self.model, instruction.weights)
+        self.model.zero_grad(set_to_none=True)  # whoever had the model before may have left some
         seed = client_seed(instruction.seed, instruction.round, client)
         if self.device.type == "cpu":  # `torch.manual_seed` would note a call stack for each absent kind of device
             torch.default_generator.manual_seed(seed)
@@ -80,9 +81,11 @@ class LocalTraining:
     def _batches(self, client: ClientId, examples: Examples, seed: int) -> InOrder | Shuffler:
         if self.shuffle:
             return Shuffler(examples, self.batch_size, seed)
-        if client not in self._prepared:
-            self._prepared[client] = InOrder(examples, self.batch_size)
-        return self._prepared[client]
+        rows, batches = self._prepared.get(client, (None, None))
+        if batches is None or rows is not examples or batches.size != self.batch_size:
+            batches = InOrder(examples, self.batch_size)
+            self._prepared[client] = examples, batches
+        return batches
 
     @contextmanager
     def _descent(self, parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[], None]]:

@@ -9,9 +9,16 @@ from typing import Self
 from headwater.data.examples import Examples
 from headwater.federated.aggregators import LANES
 from headwater.federated.protocols import Average, ClientId, ClientUpdate, Instruction, Update, UpdateTransform
-from headwater.federated.wire import check_update, pack_instruction, pack_update, unpack_update, update_size
+from headwater.federated.wire import (
+    check_update,
+    instruction_size,
+    pack_instruction,
+    pack_update,
+    unpack_update,
+    update_size,
+)
 from headwater.weights import Weights, add_to, zeros_like
-from headwater.workers import Workers, shared_weights
+from headwater.workers import Workers, one_thread, shared_weights
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,15 @@ class LocalCohort:
 
     Args:
         data: Each client's training rows.
-        client_update: What a client does. With several processes it runs in copies of this process made at the first
-            round: what it changes in itself stays there.
+        client_update: What a client does. It and the transforms are to be functions of their arguments alone: with
+            several processes they run in copies of this process made at the first round, where what they change in
+            themselves stays, and where no later change arrives.
         processes: Worker processes, one thread each; with 1 the clients run in this process.
     """
 
     def __init__(self, data: Mapping[ClientId, Examples], client_update: ClientUpdate, *, processes: int = 1) -> None:
+        if processes < 1:
+            raise ValueError(f"{processes} processes: a cohort needs one at least")
         self._data = data
         self._client_update = client_update
         self._processes = min(processes, LANES, len(data))
@@ -62,7 +72,7 @@ class LocalCohort:
         """End the worker processes; the next round would start new ones."""
         if self._workers:
             self._workers.close()
-        self._workers = None
+        self._workers, self._sent, self._lanes = None, {}, []
 
     def clients(self) -> Sequence[ClientId]:
         """Return all clients in sorted order."""
@@ -81,7 +91,7 @@ class LocalCohort:
         self, instruction: Instruction, clients: Sequence[ClientId], transforms: Sequence[UpdateTransform], by: Average
     ) -> Weights:
         """Return the average of the clients' updates; each lane is added up where its clients run."""
-        self.bytes_down += len(clients) * len(pack_instruction(instruction))
+        self.bytes_down += len(clients) * instruction_size(instruction)
         lanes = [clients[number::LANES] for number in range(min(LANES, len(clients)))]
         return by.of_lanes(self._lane_sums(instruction, lanes, transforms, by), instruction.weights)
 
@@ -150,8 +160,9 @@ class LocalCohort:
         return weights, size
 
     def _update(self, instruction: Instruction, client: ClientId, transforms: Sequence[UpdateTransform]) -> Update:
-        """Return what a client sends."""
-        update = self._client_update(instruction, client, self._data[client])
+        """Return what a client sends; one thread computes it, here as in a worker, since threads change bits."""
+        with one_thread():
+            update = self._client_update(instruction, client, self._data[client])
         for transform in transforms:
             update = transform.on_client(update, instruction)
         return update
@@ -159,6 +170,10 @@ class LocalCohort:
     def _ready(self, instruction: Instruction, transforms: Sequence[UpdateTransform], by: Average | None) -> Workers:
         """Return workers that know the pieces, with the instruction's weights in shared memory."""
         pieces = (*transforms, by)
+        if {name: value.shape for name, value in instruction.weights.items()} != {
+            name: value.shape for name, value in self._sent.items()
+        }:
+            self.close()
         if self._workers is None or not self._workers.alive or not _same(pieces, self._pieces):
             self.close()
             self._pieces = pieces

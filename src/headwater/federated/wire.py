@@ -39,10 +39,18 @@ def pack_update(update: Update) -> bytes:
 
 def update_size(update: Update) -> int:
     """Return the bytes of `pack_update`, without making them."""
-    facts = json.dumps(json.dumps(_facts(update), separators=(",", ":")))
-    shapes = tuple((name, value.dtype, tuple(value.shape)) for name, value in update.delta.items())
-    header = _empty_header(shapes) + len(facts)
-    body = sum(value.numel() * value.element_size() for value in update.delta.values())
+    return _size(update.delta, _facts(update))
+
+
+def instruction_size(instruction: Instruction) -> int:
+    """Return the bytes of `pack_instruction`, without making them."""
+    return _size(instruction.weights, {"round": instruction.round, "seed": instruction.seed})
+
+
+def _size(weights: Weights, facts: dict[str, Any]) -> int:
+    shapes = tuple((name, value.dtype, tuple(value.shape)) for name, value in weights.items())
+    header = _empty_header(shapes) + len(json.dumps(json.dumps(facts, separators=(",", ":"))))
+    body = sum(value.numel() * value.element_size() for value in weights.values())
     return 8 + -(-header // 8) * 8 + body
 
 
@@ -101,6 +109,7 @@ def _facts(update: Update) -> dict[str, Any]:
 
 
 def _pack(weights: Weights, facts: dict[str, Any]) -> bytes:
+    weights = {name: value.contiguous() for name, value in weights.items()}
     packed: bytes = safetensors.torch.save(weights, {"facts": json.dumps(facts, separators=(",", ":"))})
     return packed
 

@@ -203,6 +203,10 @@ int level = best();
 
 extern "C" {
 
+// Told to callers, who have these structures in their own words.
+ENTRY long headwater_layer_bytes() { return sizeof(Layer); }
+ENTRY long headwater_gradients_bytes() { return sizeof(Gradients); }
+
 // The level in use, and the best that this processor has.
 ENTRY int headwater_level() { return level; }
 ENTRY int headwater_best_level() { return best(); }

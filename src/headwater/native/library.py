@@ -43,6 +43,7 @@ class _State:
     """What is in use: changed by `using` alone."""
 
     off = False
+    stale = False
 
 
 def level() -> str:
@@ -59,6 +60,8 @@ def best_level() -> str:
 
 def why() -> str:
     """Return why this level is in use, in a sentence."""
+    if _library() is None and _State.stale:
+        return "the kernels are those of another version: install again"
     if _library() is None:
         return "the kernels were not built: the installation found no C++ compiler"
     if level() == best_level():
@@ -76,8 +79,10 @@ def usable(weight: Tensor) -> bool:
     now = level()
     if now == OFF or weight.dtype != torch.float32 or weight.device.type != "cpu":
         return False
-    if torch.is_autocast_enabled("cpu") and now != "avx512_bf16":
-        return False
+    if torch.is_autocast_enabled("cpu"):
+        half = torch.get_autocast_dtype("cpu") is torch.bfloat16
+        if now != "avx512_bf16" or not half:
+            return False
     return torch._C._functorch.peek_interpreter_stack() is None  # noqa: SLF001 - there is no public name
 
 
@@ -115,6 +120,9 @@ def _library() -> ctypes.CDLL | None:
     if not built:
         return None
     library = ctypes.CDLL(str(built[0]))
+    if not _speaks_of_the_same(library):
+        _State.stale = True
+        return None
     size, pointer, number = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     library.headwater_product.argtypes = [
         *(size, size, size),
@@ -140,6 +148,15 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
+def _speaks_of_the_same(library: ctypes.CDLL) -> bool:
+    """Return whether a build has the structures that are declared here; another would read anything."""
+    try:
+        sizes = library.headwater_layer_bytes(), library.headwater_gradients_bytes()
+    except AttributeError:
+        return False
+    return sizes == (ctypes.sizeof(_Layer), ctypes.sizeof(_Gradients))
+
+
 def kernels() -> ctypes.CDLL:
     """Return the library; only for callers who have asked for the `level`."""
     library = _library()
@@ -153,9 +170,17 @@ def product(a: Tensor, b: Tensor, *, half: bool = False) -> Tensor:
     Args:
         a: (M, K); rows or columns are dense.
         b: (K, N); rows or columns are dense.
-        half: Round both to bfloat16 first; the sums are float32. Only at the level `avx512_bf16`.
+        half: Round both to bfloat16 first, where the level has such products; the sums are float32.
+
+    Raises:
+        ValueError: They are no float32 matrices of this machine's memory, or don't fit each other.
     """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f"no product of {tuple(a.shape)} and {tuple(b.shape)}")
     a, b = _dense(a), _dense(b)
+    for matrix in (a, b):
+        if matrix.dtype != torch.float32 or matrix.device.type != "cpu":
+            raise ValueError(f"the kernels can't multiply {matrix.dtype} on {matrix.device}")
     out = a.new_empty(a.shape[0], b.shape[1])
     check(
         kernels().headwater_product(
