@@ -37,8 +37,8 @@ class Cell(nn.Module, ABC):
     """G, the blocks of rows in the weights."""
     state_names: ClassVar[tuple[str, ...]] = ("h",)
     kernel: ClassVar[str] = ""
-    """Its name in `headwater.native.KINDS`, where the kernels know it. For this class alone: what is derived from it may
-    have a mathematics of its own, which torch runs until it names a kernel too."""
+    """Its name in `headwater.native.KINDS`, where the kernels know it. For this class alone: a derived one may have a
+    mathematics of its own, which torch runs until it names a kernel too."""
 
     def __init__(self, input_size: int, hidden_size: int, *, weight_drop: float = 0.0) -> None:
         super().__init__()

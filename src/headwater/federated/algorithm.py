@@ -137,12 +137,8 @@ def _aggregate(
     algorithm: FederatedAlgorithm, cohort: Cohort, instruction: Instruction, clients: Sequence[ClientId]
 ) -> Weights:
     aggregator = algorithm.aggregator
-    # A class that overrides the call itself wants the updates one by one.
-    if (
-        isinstance(aggregator, Average)
-        and "__call__" not in vars(type(aggregator))
-        and isinstance(cohort, AveragingCohort)
-    ):
+    one_by_one = "__call__" in vars(type(aggregator))  # a class that overrides the call itself wants the updates
+    if isinstance(aggregator, Average) and not one_by_one and isinstance(cohort, AveragingCohort):
         return cohort.average(instruction, clients, algorithm.transforms, aggregator)
     return algorithm.aggregator(cohort.gather(instruction, clients, algorithm.transforms), instruction.weights)
 
