@@ -151,9 +151,10 @@ def shared_weights(like: Weights) -> Weights:
     memory = mmap.mmap(-1, max(1, sum(sizes.values())))
     made, offset = {}, 0
     for name, value in like.items():
-        flat = (
-            torch.frombuffer(memory, dtype=value.dtype, count=value.numel(), offset=offset) if value.numel() else value
-        )
+        if not value.numel():  # there is nothing to share
+            made[name] = value.clone()
+            continue
+        flat = torch.frombuffer(memory, dtype=value.dtype, count=value.numel(), offset=offset)
         made[name] = flat.view(value.shape)
         offset += sizes[name]
     return made

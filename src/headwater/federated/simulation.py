@@ -92,6 +92,8 @@ class LocalCohort:
     ) -> Weights:
         """Return the average of the clients' updates; each lane is added up where its clients run."""
         self.bytes_down += len(clients) * instruction_size(instruction)
+        if not clients:
+            return by.of_lanes((), instruction.weights)
         lanes = [clients[number::LANES] for number in range(min(LANES, len(clients)))]
         return by.of_lanes(self._lane_sums(instruction, lanes, transforms, by), instruction.weights)
 
