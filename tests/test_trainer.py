@@ -46,10 +46,10 @@ class Watched:
     def __post_init__(self):
         self.steps_per_epoch = self.inner.steps_per_epoch
 
-    def loss(self, step):
+    def losses(self, step, share):
         if step == self.stop_at:
             raise Stop
-        return self.inner.loss(step)
+        return self.inner.losses(step, share)
 
 
 class Fitting:
@@ -302,8 +302,8 @@ def test_a_loss_that_is_no_number_ends_the_training_with_a_way_out(value, lr):
     class Broken:
         steps_per_epoch = 3
 
-        def loss(self, step):
-            return next(fitting.model.parameters()).sum() * value
+        def losses(self, step, share):
+            yield next(fitting.model.parameters()).sum() * value
 
     fitting.objectives = [Broken()]
     with pytest.raises(DataError, match="lower --lr"):
