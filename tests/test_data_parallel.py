@@ -45,9 +45,7 @@ class Watched:
 def fitted(kind, options=OPTIONS, *, dropout=NO_DROPOUT, call=None, state_file=None, groups=EVERYTHING):
     """Return the weights and the result of a fit that can be made again with the same bits."""
     language = kind == "language_modeling"
-    config = toy_config(
-        dropout=dropout, bidirectional=not language, **({"task": {"name": kind}} if language else {})
-    )
+    config = toy_config(dropout=dropout, bidirectional=not language, **({"task": {"name": kind}} if language else {}))
     model, task = toy_model(config), config.make_task()
     more = {"batch_size": options.batch_size, "accumulate": options.accumulate}
     objectives = [TaskObjective(model, task, toy_examples(ROWS, seed=1), seed=5, **more)]
