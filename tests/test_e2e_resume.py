@@ -48,7 +48,7 @@ def stopped(command, out, number):
     while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
         time.sleep(0.002)
     process.send_signal(number)
-    _, err = process.communicate()
+    _, err = process.communicate()  # ends when nobody has the pipes any more: neither the command nor its workers
     assert state.exists(), err
     assert not out.exists()
     return process.returncode, err
@@ -64,16 +64,18 @@ def federation(folder, source, out, *more):
     return ["federate", source, "--data", folder / "train.csv", "--client", "client", "--out", out, *rounds, *more]
 
 
-def test_a_training_that_is_killed_twice_and_resumed_has_the_same_bits(data, tmp_path):
+@pytest.mark.parametrize("options", [[], ["--processes", 2, "--accumulate", 2]])
+def test_a_training_that_is_killed_twice_and_resumed_has_the_same_bits(data, tmp_path, options):
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    finish(start(*pretraining(data, whole, "--patience", 0)))
+    options = ["--patience", 0, *options]
+    finish(start(*pretraining(data, whole, *options)))
     for more in ([], ["--resume"]):
-        code, _ = stopped(pretraining(data, out, "--patience", 0, *more), out, signal.SIGKILL)
+        code, _ = stopped(pretraining(data, out, *options, *more), out, signal.SIGKILL)
         assert code == -signal.SIGKILL
-    refused = start(*pretraining(data, out, "--patience", 0))
+    refused = start(*pretraining(data, out, *options))
     assert refused.wait() == 2
     assert "add --resume to continue it" in refused.communicate()[1]
-    finish(start(*pretraining(data, out, "--patience", 0, "--resume")))
+    finish(start(*pretraining(data, out, *options, "--resume")))
     assert sha256_file(out / MODEL_FILE) == sha256_file(whole / MODEL_FILE)
     assert StageRecord.load(out).curves == StageRecord.load(whole).curves
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
@@ -92,13 +94,14 @@ def test_a_federation_that_is_killed_twice_and_resumed_has_the_same_bits(data, s
     assert StageRecord.load(out).controls == StageRecord.load(whole).controls
 
 
-def test_an_interruption_ends_with_130_and_the_way_to_go_on(data, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interruption_ends_with_130_and_the_way_to_go_on(data, tmp_path, processes):
     out = tmp_path / "m"
-    code, err = stopped(pretraining(data, out), out, signal.SIGINT)
+    code, err = stopped(pretraining(data, out, "--processes", processes), out, signal.SIGINT)
     assert code == 130
     assert err.splitlines()[-1] == "headwater: interrupted; the same command with --resume continues"
     assert "Traceback" not in err
-    finish(start(*pretraining(data, out, "--resume")))
+    finish(start(*pretraining(data, out, "--processes", processes, "--resume")))
     assert out.exists()
 
 

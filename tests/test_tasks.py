@@ -90,6 +90,19 @@ def test_padding_changes_no_loss_and_no_gradient(name):
 
 
 @pytest.mark.parametrize("name", LEARNING)
+def test_parts_of_a_batch_add_up_to_its_loss_by_their_terms(name):
+    model, task = prepared(name)
+    examples = toy_examples(20)
+    rows = np.arange(20)
+    parts = [rows[:3], rows[3:17], rows[17:]]
+    terms = [task.terms(examples.lengths_N[part]) for part in parts]
+    losses = [float(task.loss(model, batch_of(examples, part)).detach()) for part in parts]
+    whole = float(task.loss(model, batch_of(examples, rows)).detach())
+    assert np.average(losses, weights=terms) == pytest.approx(whole, rel=1e-6)
+    assert sum(terms) == task.terms(examples.lengths_N)
+
+
+@pytest.mark.parametrize("name", LEARNING)
 def test_the_mean_loss_of_training_is_the_counted_loss(name):
     model, task = prepared(name)
     model.eval()

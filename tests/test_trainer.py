@@ -13,6 +13,7 @@ from headwater import trainer
 from headwater.errors import CheckpointError, ConfigError, DataError
 from headwater.lr_finder import lr_range_test, suggest_lr
 from headwater.model import DropoutOptions, SequenceModel
+from headwater.native import recurrent, usable
 from headwater.pretraining import PretrainOptions, pretrain
 from headwater.records import Curve, StageRecord
 from headwater.resume_state import load_state, save_state
@@ -46,10 +47,10 @@ class Watched:
     def __post_init__(self):
         self.steps_per_epoch = self.inner.steps_per_epoch
 
-    def loss(self, step):
+    def losses(self, step, share):
         if step == self.stop_at:
             raise Stop
-        return self.inner.loss(step)
+        return self.inner.losses(step, share)
 
 
 class Fitting:
@@ -246,6 +247,22 @@ def test_a_lower_loss_is_better_where_the_task_says_so():
     assert result.best == {"loss": 1.0}
 
 
+def test_what_is_dropped_in_training_is_dropped_in_every_epoch():
+    fitting = Fitting()
+    training = []
+
+    class Seen:
+        steps_per_epoch = 2
+
+        def losses(self, step, share):
+            training.append(fitting.model.training)
+            return fitting.objectives[1].losses(step, share)
+
+    fitting.objectives.insert(0, Seen())
+    fitting.run(evaluate=lambda: {"accuracy": float(fitting.model.eval().training)})
+    assert training == [True] * 8
+
+
 def test_groups_thaw_at_their_epoch_and_a_frozen_one_never_changes():
     fitting = Fitting()
     start = weights_of(fitting.model)
@@ -302,8 +319,8 @@ def test_a_loss_that_is_no_number_ends_the_training_with_a_way_out(value, lr):
     class Broken:
         steps_per_epoch = 3
 
-        def loss(self, step):
-            return next(fitting.model.parameters()).sum() * value
+        def losses(self, step, share):
+            yield next(fitting.model.parameters()).sum() * value
 
     fitting.objectives = [Broken()]
     with pytest.raises(DataError, match="lower --lr"):
@@ -386,6 +403,23 @@ def test_arithmetic_in_bfloat16_is_refused_where_the_processor_has_none(monkeypa
     assert same_bits(weights_of(whole.model), weights_of(auto.model))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_kernels_multiply_in_the_type_asked_for_in_training_and_in_measuring(monkeypatch, precision):
+    fitting = Fitting()
+    if not (usable(next(fitting.model.parameters())) and torch.cpu._is_avx512_bf16_supported()):
+        pytest.skip("no kernels, or a processor without bfloat16 arithmetic")
+    seen = []
+    run = recurrent.run_forward
+    monkeypatch.setattr(
+        recurrent,
+        "run_forward",
+        lambda numbers, tensors: seen.append((fitting.model.training, numbers[-1])) or run(numbers, tensors),
+    )
+    fitting.run(OPTIONS.model_copy(update={"precision": precision, "epochs": 1}))
+    half = int(precision == "bfloat16")
+    assert set(seen) == {(True, half), (False, half)}
+
+
 def test_bfloat16_learns_as_float32_does(data, tmp_path):
     if not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("this processor has no bfloat16 arithmetic")
@@ -395,6 +429,10 @@ def test_bfloat16_learns_as_float32_does(data, tmp_path):
         pretrain(
             PretrainOptions(**TINY | {"data": str(data / "train.csv"), "out": out, "precision": precision, "epochs": 6})
         )
-        curves[precision] = StageRecord.load(out).curves[0].y
-    assert curves["float32"][-1] < 0.8 * curves["float32"][0]
-    assert curves["bfloat16"][-1] == pytest.approx(curves["float32"][-1], rel=0.1, abs=0.02)
+        curves[precision] = {curve.name: curve.y for curve in StageRecord.load(out).curves}
+    exact, coarse = (curves[precision]["train loss"] for precision in ("float32", "bfloat16"))
+    assert exact[-1] < 0.8 * exact[0]
+    assert coarse[-1] == pytest.approx(exact[-1], rel=0.1, abs=0.02)
+    exact, coarse = (curves[precision]["valid accuracy"] for precision in ("float32", "bfloat16"))
+    assert exact[0] < 0.9 < 0.95 < max(exact)
+    assert max(coarse) > max(exact) - 0.02

@@ -86,7 +86,7 @@ def with_epochs(options: TrainOptions, rows: int) -> TrainOptions:
     """Return the options with the number of epochs decided."""
     if options.epochs:
         return options
-    steps = max(1, -(-rows // options.batch_size))
+    steps = max(1, -(-rows // options.step_size))
     return options.model_copy(update={"epochs": min(max(-(-_STEPS // steps), _LEAST_EPOCHS), _MOST_EPOCHS)})
 
 
@@ -107,7 +107,7 @@ def fit_task(
     (trained or model).to(workspace.device)
     options = with_epochs(options, len(splits.train))
     examples = splits.train.encode(featurizer, splits.labels)
-    main = TaskObjective(model, task, examples, options.batch_size, seed, workspace.device)
+    main = TaskObjective(model, task, examples, options.batch_size, seed, workspace.device, options.accumulate)
     held = splits.valid.encode(featurizer, splits.labels) if len(splits.valid) else None
 
     def evaluate() -> dict[str, float]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from headwater.config import Config
-from headwater.data.batches import Batch, Shuffler
+from headwater.config import Config, cores
+from headwater.data.batches import Shuffler, batch_of
 from headwater.data.examples import Examples
+from headwater.data_parallel import DataParallel, Share
 from headwater.errors import ConfigError, DataError
 from headwater.lr_finder import lr_range_test, suggest_lr
 from headwater.model import SequenceModel
@@ -44,7 +46,9 @@ class TrainOptions(Config):
     epochs: Annotated[int, Field(ge=0)] = 0
     """Passes over the training rows at most; 0 chooses by their number: enough for about 400 steps, 6 to 30."""
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Rows a step."""
+    """Rows of a batch."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches a step: trains as one batch of all their rows would, in the memory of one of them."""
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] = 3e-3
     """Peak learning rate; `auto` runs the learning-rate finder first."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -59,6 +63,18 @@ class TrainOptions(Config):
     """Stop after this many epochs without a better held-out figure; 0 never stops early."""
     precision: Precision = "float32"
     """`bfloat16` computes in that type where the processor has it; `auto` uses it if so."""
+    processes: Annotated[int, Field(ge=0)] = 1
+    """Processes that the rows of a step are spread over, one thread each; 0 takes one a core. Each draws its own
+    dropout, so the bits depend on the number. A GPU is always driven by one."""
+
+    @property
+    def step_size(self) -> int:
+        """Rows a step."""
+        return self.batch_size * self.accumulate
+
+    def processes_on(self, device: torch.device) -> int:
+        """Return how many processes a step's rows are spread over."""
+        return min(self.processes or cores(), self.step_size) if device.type == "cpu" else 1
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,8 @@ class Objective(Protocol):
 
     steps_per_epoch: int
 
-    def loss(self, step: int) -> Tensor:
-        """Return the loss of the batch of a step."""
+    def losses(self, step: int, share: Share) -> Iterator[Tensor]:
+        """Yield what adds up, over all shares, to the loss of a step; each is asked for when the last one is done."""
 
 
 @dataclass
@@ -95,16 +111,24 @@ class TaskObjective:
     batch_size: int
     seed: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        """Prepare the batches once."""
-        self._batches = Shuffler(self.examples, self.batch_size, self.seed)
-        self.steps_per_epoch = self._batches.steps_per_epoch
+        """Prepare the steps once."""
+        self._steps = Shuffler(self.examples, self.batch_size * self.accumulate, self.seed)
+        self.steps_per_epoch = self._steps.steps_per_epoch
 
-    def loss(self, step: int) -> Tensor:
-        """Return the task's loss on the batch of a step."""
-        batch: Batch = self._batches[step]
-        return self.task.loss(self.model, batch.to(self.device))
+    def losses(self, step: int, share: Share) -> Iterator[Tensor]:
+        """Yield the loss of each batch of a step, by its part of the step's terms."""
+        rows = self._steps.rows(step)
+        own = share.of(rows)
+        for start in range(0, len(own), self.batch_size):
+            part = own[start : start + self.batch_size]
+            loss = self.task.loss(self.model, batch_of(self.examples, part).to(self.device))
+            yield loss * (self._terms(part) / self._terms(rows))
+
+    def _terms(self, rows: np.ndarray) -> int:
+        return self.task.terms(self.examples.lengths_N[rows])
 
 
 @dataclass(frozen=True)
@@ -146,26 +170,31 @@ def fit(
 
     Raises:
         DataError: The loss became infinite or not a number.
+        WorkerError: One of several processes has died.
     """
     trained = trained or model
-    with precision(options.precision, next(model.parameters()).device):
-        notes: tuple[str, ...] = ()
+    device = next(model.parameters()).device
+    notes: list[str] = []
+    if options.processes > 1 and device.type != "cpu":
+        notes.append("--processes was ignored: a GPU is driven by one process.")
+    with precision(options.precision, device):
         if options.lr == "auto":
             lr = _find_lr(trained, objectives, groups, options, seed)
-            notes = (f"The learning-rate finder chose {lr:.2g}.",)
+            notes.append(f"The learning-rate finder chose {lr:.2g}.")
         else:
             lr = options.lr
-        run = _Run(trained, objectives, options, lr, groups, state_file)
+        run = _Run(trained, objectives, options, lr, groups, seed, state_file)
         torch.manual_seed(seed)
         run.restore()
-        while not run.done():
-            _run_epoch(run, progress)
-            figures = evaluate()
-            run.finish_epoch(figures, _score(figures, best_by) if best_by else float(run.epoch))
-            if progress:
-                progress.epoch_done(run.epoch, options.epochs, figures)
+        with run.gradients:
+            while not run.done():
+                _run_epoch(run, progress)
+                figures = evaluate()
+                run.finish_epoch(figures, _score(figures, best_by) if best_by else float(run.epoch))
+                if progress:
+                    progress.epoch_done(run.epoch, options.epochs, figures)
     load_weights(trained, run.best_weights)
-    return FitResult(run.curves(), run.best_figures, run.stopped, notes)
+    return FitResult(run.curves(), run.best_figures, run.stopped, tuple(notes))
 
 
 def _score(figures: dict[str, float], best_by: tuple[str, bool]) -> float:
@@ -192,6 +221,7 @@ class _Run:
         options: TrainOptions,
         lr: float,
         groups: Sequence[ParameterGroup],
+        seed: int,
         state_file: Path | None,
     ) -> None:
         self.trained = trained
@@ -211,6 +241,8 @@ class _Run:
         self.history: list[dict[str, float]] = []
         self.stopped = ""
         self.optimizer = make_optimizer(trained, groups, options, lr)
+        processes = options.processes_on(next(trained.parameters()).device)
+        self.gradients = DataParallel(trained, self._gradient, processes, seed)
         self._saved_at = time.monotonic()
 
     def done(self) -> bool:
@@ -229,22 +261,29 @@ class _Run:
 
     def train_step(self) -> float:
         """Take one step; return its loss."""
-        self.trained.train()
         total = self.steps_per_epoch * self.options.epochs
         scale = one_cycle(self.step, total) if self.options.schedule == "one_cycle" else 1.0
         for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = self.lr * settings.lr_factor * scale
-        loss = sum((objective.loss(self.step) for objective in self.objectives), torch.zeros(()))
-        value = float(loss.detach())
+        value = self.gradients(self.step)
         if not math.isfinite(value):
             raise DataError(f"the loss became {value} at step {self.step}: lower --lr or --clip")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([p for p in self.trained.parameters() if p.grad is not None], self.options.clip)
         self.optimizer.step()
         self.step += 1
         self.losses.append(value)
         return value
+
+    def _gradient(self, step: int, share: Share) -> float:
+        """Leave the gradient of a share of a step in the parameters; return the share's part of the loss."""
+        self.trained.train()
+        self.trained.zero_grad(set_to_none=True)
+        total = 0.0
+        for objective in self.objectives:
+            for loss in objective.losses(step, share):
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
+        return total
 
     def finish_epoch(self, figures: dict[str, float], score: float) -> None:
         """Compare with the best so far."""
@@ -356,7 +395,7 @@ def _find_lr(
 ) -> float:
     """Return the rate that the learning-rate finder suggests; the weights are put back afterwards."""
     before = weights_of(trained)
-    run = _Run(trained, objectives, options.model_copy(update={"schedule": "constant"}), 0.0, groups, None)
+    run = _Run(trained, objectives, options.model_copy(update={"schedule": "constant"}), 0.0, groups, seed, None)
     torch.manual_seed(seed)
 
     def train_step(lr: float) -> float:
@@ -364,6 +403,7 @@ def _find_lr(
         return run.train_step()
 
     try:
-        return suggest_lr(lr_range_test(train_step))
+        with run.gradients:
+            return suggest_lr(lr_range_test(train_step))
     finally:
         load_weights(trained, before)

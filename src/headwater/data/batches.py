@@ -85,8 +85,12 @@ class Shuffler:
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0 over all epochs."""
+        return batch_of(self.examples, self.rows(step))
+
+    def rows(self, step: int) -> np.ndarray:
+        """Return the numbers of the rows in a step's batch, shorter rows first."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        return batch_of(self.examples, self._order(epoch)[position])
+        return self._order(epoch)[position]
 
     def _epoch_order(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar, Protocol, Self
 
+import numpy as np
 from torch import Tensor, nn
 
 from headwater.config import Config
@@ -40,6 +41,10 @@ class Task(Config):
     @abstractmethod
     def loss(self, model: SequenceModel, batch: Batch) -> Tensor:
         """Return the mean loss of a batch, in nats."""
+
+    def terms(self, lengths_B: np.ndarray) -> int:
+        """Return over how many terms the loss of rows of these lengths is the mean: one a row."""
+        return len(lengths_B)
 
     @abstractmethod
     def count(self, model: SequenceModel, examples: Examples, batch_size: int) -> Counts:

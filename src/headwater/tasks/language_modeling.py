@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,6 +39,10 @@ class LanguageModeling(Task):
         head = model.head
         assert isinstance(head, TiedDecoder)  # noqa: S101 - what this task's models have
         return head.loss(y_NH, targets_N)
+
+    def terms(self, lengths_B: np.ndarray) -> int:
+        """Return the number of tokens and ends."""
+        return int(lengths_B.sum()) + len(lengths_B)
 
     @torch.inference_mode()
     def count(self, model: SequenceModel, examples: Examples, batch_size: int) -> TokenCounts:

@@ -5,6 +5,7 @@ Shapes: N rows, F pooled features, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from headwater.data.rows import label_set, read_rows
+from headwater.data_parallel import Share
 from headwater.errors import ConfigError
 from headwater.model import SequenceModel
 from headwater.tasks.classification import Classification, PooledLinear, pooled_states
@@ -87,6 +89,7 @@ def multitask(job: Job) -> FitResult:
         options.batch_size,
         options.seed,
         job.workspace.device,
+        options.accumulate,
     )
     trained = nn.ModuleDict({"target": job.model, "source_head": source.head})
     groups = [
@@ -108,9 +111,10 @@ class Weighted:
         """An epoch is the objective's own."""
         self.steps_per_epoch = self.objective.steps_per_epoch
 
-    def loss(self, step: int) -> Tensor:
-        """Return the weighted loss."""
-        return self.weight * self.objective.loss(step)
+    def losses(self, step: int, share: Share) -> Iterator[Tensor]:
+        """Yield the weighted parts of the loss."""
+        for loss in self.objective.losses(step, share):
+            yield self.weight * loss
 
 
 def _shallow(strength: float) -> Pipeline:
