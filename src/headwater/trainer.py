@@ -31,6 +31,7 @@ from headwater.records import Curve
 from headwater.resume_state import load_state, part, save_state
 from headwater.tasks.base import Task
 from headwater.weights import Weights, load_weights, weights_of
+from headwater.workers import can_fork
 
 AUTOSAVE_SECONDS = 10.0
 """How much work a kill can cost at most; saving more often would slow small runs down."""
@@ -65,7 +66,7 @@ class TrainOptions(Config):
     """`bfloat16` computes in that type where the processor has it; `auto` uses it if so."""
     processes: Annotated[int, Field(ge=0)] = 1
     """Processes that the rows of a step are spread over, one thread each; 0 takes one a core. Each draws its own
-    dropout, so the bits depend on the number. A GPU is always driven by one."""
+    dropout, so the bits depend on the number. On a machine with a GPU it is one."""
 
     @property
     def step_size(self) -> int:
@@ -74,7 +75,7 @@ class TrainOptions(Config):
 
     def processes_on(self, device: torch.device) -> int:
         """Return how many processes a step's rows are spread over."""
-        return min(self.processes or cores(), self.step_size) if device.type == "cpu" else 1
+        return min(self.processes or cores(), self.step_size) if device.type == "cpu" and can_fork() else 1
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,8 @@ def fit(
     trained = trained or model
     device = next(model.parameters()).device
     notes: list[str] = []
-    if options.processes > 1 and device.type != "cpu":
-        notes.append("--processes was ignored: a GPU is driven by one process.")
+    if options.processes > options.processes_on(device) == 1:
+        notes.append("--processes was ignored: on a machine with a GPU one process trains.")
     with precision(options.precision, device):
         if options.lr == "auto":
             lr = _find_lr(trained, objectives, groups, options, seed)

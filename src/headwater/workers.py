@@ -131,6 +131,11 @@ class Workers:
         return WorkerError(f"a worker process died ({how}{hint})")
 
 
+def can_fork() -> bool:
+    """Return whether forked workers can train: where there is a GPU, autograd keeps threads that no fork survives."""
+    return not torch.cuda.is_available()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute with one thread within."""

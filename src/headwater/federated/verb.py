@@ -34,6 +34,7 @@ from headwater.resume_state import load_state, save_state
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks.classification import Classification, class_probabilities
 from headwater.weights import Weights, load_weights, weights_of
+from headwater.workers import can_fork
 
 _SIMULATED = "A simulation: the noise comes from the seed, and the figures of each round are not noised."
 _SEEN = (
@@ -240,8 +241,7 @@ class _Federation:
 
 
 def _processes(wanted: int) -> int:
-    # Where there is a GPU, autograd keeps threads that don't survive a fork, whatever the device.
-    if not torch.cuda.is_available():
+    if can_fork():
         return wanted or cores()
     if wanted > 1:
         raise ConfigError(
