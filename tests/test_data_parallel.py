@@ -136,8 +136,9 @@ def test_dropout_depends_on_the_seed_the_step_and_the_share_alone():
         with DataParallel(module, draw, 2, seed) as gradients:
             for step in (0, 1):
                 gradients(step)
-                drawn[seed, step, 1] = tuple(gradients._buffers[1]["mask"].tolist())
-                drawn[seed, step, 0] = tuple((module.mask.grad - gradients._buffers[1]["mask"]).tolist())
+                (others,) = gradients._buffers
+                drawn[seed, step, 1] = tuple(others["mask"].tolist())
+                drawn[seed, step, 0] = tuple((module.mask.grad - others["mask"]).tolist())
     assert len(set(drawn.values())) == len(drawn) == 8
 
 
@@ -238,6 +239,17 @@ def test_the_weights_are_shared_during_the_training_only():
     with Workers(1, fill) as workers:
         assert dict(workers.answers([9])) == {0: 9.0}
     assert pair.used.tolist() == [7.0] * 3
+
+
+def test_each_process_computes_its_share_with_one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with DataParallel(Pair(), lambda step, share: float(torch.get_num_threads()), 3, 0) as gradients:
+            assert gradients(0) == 3.0
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_rows_are_dealt_so_that_the_shares_have_about_the_same_tokens():

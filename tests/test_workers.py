@@ -41,6 +41,20 @@ def test_every_task_is_answered_once_by_more_than_one_process():
     assert not left()
 
 
+def test_meanwhile_this_process_does_something_once():
+    done = []
+    with Workers(2, lambda task: task) as workers:
+        for count in (0, 1, 5):
+            assert sorted(workers.answers(range(count), meanwhile=lambda: done.append(os.getpid()))) == [
+                (number, number) for number in range(count)
+            ]
+        assert done == [os.getpid()] * 3
+        with pytest.raises(KeyError, match="here"):
+            list(workers.answers([1, 2], meanwhile=lambda: {}["here"]))
+        assert not workers.alive
+    assert not left()
+
+
 def test_what_work_raises_is_raised_here_and_the_workers_are_gone():
     def work(task):
         raise FederationError("is too far", client="eve", round_number=task, stage="train")

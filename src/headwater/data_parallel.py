@@ -1,15 +1,14 @@
-"""The gradients of a training, in this process or in several that share each step's rows.
+"""The gradients of a training, in this process alone or in several that share each step's rows.
 
-The parameters lie in memory that the worker processes share, so they see every update without being sent anything. Each
-leaves the gradient of its rows in a buffer of its own, and the buffers are added in the order of the shares: the result
-is a function of the seed and the number of processes.
+This process takes the first share, workers the others. The parameters lie in memory that the workers share, so they see
+every update without being sent anything. Each leaves the gradient of its rows in a buffer of its own, and the buffers
+are added in the order of the shares: the result is a function of the seed and the number of processes.
 
 Shapes: B rows of a step.
 """
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headwater.weights import Weights, weights_of
-from headwater.workers import Workers, shared_weights
+from headwater.workers import Workers, one_thread, shared_weights
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,12 @@ class Share:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker process is asked.
+    """What a worker is asked.
 
     Attributes:
         step: Whose gradient.
         share: Of its rows.
-        learning: For each parameter, whether it learns: what this process freezes and thaws, a worker does not see.
+        learning: For each parameter, whether it learns: what the parent freezes and thaws, a worker does not see.
     """
 
     step: int
@@ -56,14 +55,14 @@ class _Task:
 
 
 class DataParallel:
-    """What works out the gradient of a step; in use as a context, which ends the worker processes.
+    """What works out the gradient of a step; in use as a context, which ends the workers.
 
     Args:
         trained: Has the parameters.
         gradient: Leaves the gradient of a share of a step's rows in the parameters, in place of what they held, and
             returns the share's part of the loss.
-        processes: Worker processes, one thread each; with 1 everything runs in this process.
-        seed: Of what the workers draw.
+        processes: This one and its workers, with one thread each; a single one has as many as it has.
+        seed: Of what the processes draw, if they are several; a single one draws on from where its generator stands.
     """
 
     def __init__(self, trained: nn.Module, gradient: Callable[[int, Share], float], processes: int, seed: int) -> None:
@@ -81,8 +80,8 @@ class DataParallel:
             shared = shared_weights(weights)
             for name, parameter in self._parameters.items():
                 parameter.data = shared[name].copy_(weights[name])
-            self._buffers = [shared_weights(weights) for _ in range(self._processes)]
-            self._workers = Workers(self._processes, self._work)
+            self._buffers = [shared_weights(weights) for _ in range(1, self._processes)]
+            self._workers = Workers(self._processes - 1, self._work)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -101,29 +100,36 @@ class DataParallel:
         """
         if not self._workers:
             return self._gradient(step, Share())
+        own, *others = (Share(number, self._processes) for number in range(self._processes))
         learning = tuple(parameter.requires_grad for parameter in self._parameters.values())
-        tasks = [_Task(step, Share(number, self._processes), learning) for number in range(self._processes)]
-        answers = dict(self._workers.answers(tasks))
-        for name, parameter in self._parameters.items():
-            parameter.grad = None
-            for number, buffer in enumerate(self._buffers):
-                _, filled = answers[number]
-                if name in filled:
-                    parameter.grad = _sum(parameter.grad, buffer[name])
-        return math.fsum(loss for loss, _ in answers.values())
+        losses: list[float] = []
 
-    def _work(self, task: _Task) -> tuple[float, set[str]]:
-        """Put the gradient of a share into its buffer; return the share's part of the loss and what there is."""
+        def take_own() -> None:
+            with one_thread():
+                losses.append(self._share(step, own))
+
+        tasks = [_Task(step, share, learning) for share in others]
+        answers = dict(self._workers.answers(tasks, meanwhile=take_own))
+        for number, buffer in enumerate(self._buffers):
+            loss, filled = answers[number]
+            losses.append(loss)
+            for name in filled:
+                parameter = self._parameters[name]
+                parameter.grad = buffer[name] if parameter.grad is None else parameter.grad.add_(buffer[name])
+        return sum(losses)
+
+    def _share(self, step: int, share: Share) -> float:
+        """Leave the gradient of a share in the parameters; return its part of the loss."""
+        torch.default_generator.manual_seed(zlib.crc32(f"{self._seed}/{step}/{share.number}".encode()))
+        return self._gradient(step, share)
+
+    def _work(self, task: _Task) -> tuple[float, list[str]]:
+        """Put the gradient of a share into its buffer; return its part of the loss and what there is."""
         for parameter, learns in zip(self._parameters.values(), task.learning, strict=True):
             parameter.requires_grad_(learns)
-        seed = zlib.crc32(f"{self._seed}/{task.step}/{task.share.number}".encode())
-        torch.default_generator.manual_seed(seed)
-        loss = self._gradient(task.step, task.share)
+        loss = self._share(task.step, task.share)
+        buffer = self._buffers[task.share.number - 1]
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         for name, value in gradients.items():
-            self._buffers[task.share.number][name].copy_(value)
-        return loss, set(gradients)
-
-
-def _sum(total: Tensor | None, more: Tensor) -> Tensor:
-    return more if total is None else total.add_(more)
+            buffer[name].copy_(value)
+        return loss, list(gradients)

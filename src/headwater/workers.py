@@ -55,8 +55,12 @@ class Workers:
             there.close()
             self._processes[here] = process
 
-    def answers(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def answers(self, tasks: Sequence[Any], meanwhile: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Any]]:
         """Yield the number of each task and its answer, as they come; a free worker takes the next task.
+
+        Args:
+            tasks: In the order in which they are given out.
+            meanwhile: Called once, when each worker has a task or no more are left.
 
         Raises:
             WorkerError: A worker has died.
@@ -68,20 +72,26 @@ class Workers:
         waiting = deque(enumerate(tasks))
         free = list(self._processes)
         busy: dict[Connection, int] = {}
+
+        def give_out() -> None:
+            while waiting and free:
+                connection = free.pop()
+                busy[connection], task = waiting.popleft()
+                try:
+                    connection.send(task)
+                except OSError:
+                    raise self._death(connection) from None
+
         try:
-            while waiting or busy:
-                while waiting and free:
-                    connection = free.pop()
-                    busy[connection], task = waiting.popleft()
-                    try:
-                        connection.send(task)
-                    except OSError:
-                        raise self._death(connection) from None
+            give_out()
+            meanwhile()
+            while busy:
                 ready = wait(list(busy))
                 for connection in [connection for connection in busy if connection in ready]:
                     number = busy.pop(connection)
                     answer = self._receive(connection)
                     free.append(connection)
+                    give_out()
                     yield number, answer
         except BaseException:  # whoever stops listening leaves answers behind that would come as those of other tasks
             self.close()
