@@ -13,7 +13,6 @@ from bars import Bar, draw
 WORKLOADS = {
     "M": "sentiment: 10 clients x 200 ragged rows, LSTM 256",
     "XS": "next word: 100 clients x 20 short rows, LSTM 64",
-    "S": "next character: 20 clients x 100 rows of 80, LSTM 2 x 256",
 }
 PEERS = {
     "naive": "plain loop, packed",
