@@ -63,7 +63,7 @@ class TrainOptions(Config):
     patience: Annotated[int, Field(ge=0)] = 3
     """Stop after this many epochs without a better held-out figure; 0 never stops early."""
     precision: Precision = "float32"
-    """`bfloat16` computes in that type where the processor has it; `auto` uses it if so."""
+    """`bfloat16` computes products in that type, an error where the processor can't; `auto` if it can."""
     processes: Annotated[int, Field(ge=0)] = 1
     """Processes that the rows of a step are spread over, one thread each; 0 takes one a core. Each draws its own
     dropout, so the bits depend on the number. On a machine with a GPU it is one."""

@@ -188,7 +188,7 @@ def _serve(connection: Connection, others: list[Connection], work: Callable[[Any
     while True:
         try:
             task = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the parent has gone
             return
         failure: Exception | None = None
         try:

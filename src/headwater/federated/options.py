@@ -35,7 +35,7 @@ class FederateOptions(PopulationOptions, RunOptions):
     clip: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest L2 norm of the gradient in a client's step; 0 doesn't clip."""
     precision: Precision = "float32"
-    """`bfloat16` computes a client's products in that type where the processor has it; `auto` uses it if so."""
+    """`bfloat16` computes a client's products in that type, an error where the processor can't; `auto` if it can."""
     processes: Annotated[int, Field(ge=0)] = 0
     """Processes that a round's clients are spread over, one thread each; 0 takes one a core. Changes no bit."""
     server_lr: Annotated[float, Field(gt=0.0)] = 1.0

@@ -67,7 +67,8 @@ def why() -> str:
     if level() == best_level():
         arm = platform.machine() in ("aarch64", "arm64")
         return "the best that this processor has" + (" (NEON)" if arm else "")
-    return f"chosen by {SWITCH} or in the program; the processor has {best_level()}"
+    who = SWITCH if os.environ.get(SWITCH) else "the program"
+    return f"chosen by {who}; the processor has {best_level()}"
 
 
 def usable(weight: Tensor) -> bool:
