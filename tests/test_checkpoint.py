@@ -152,8 +152,9 @@ def test_a_clients_own_weights_must_fit_the_model(tmp_path, name, value, said):
 
 
 def test_a_note_beside_the_files_does_no_harm(folder):
+    before = Checkpoint.load(folder).identity
     (folder / "notes.txt").write_text("mine")
-    Checkpoint.load(folder)
+    assert Checkpoint.load(folder).identity == before
 
 
 @pytest.mark.parametrize("name", ["../c2/config.json", "/etc/passwd", "a/b", "..", "a\\b", "a b", ""])

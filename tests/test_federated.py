@@ -31,7 +31,13 @@ from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.verb import _Federation, federate
-from headwater.federated.wire import pack_instruction, pack_update, unpack_instruction, unpack_update, update_size
+from headwater.federated.wire import (
+    pack_instruction,
+    pack_update,
+    unpack_instruction,
+    unpack_update,
+    update_size,
+)
 from headwater.metrics import ClassificationCounts
 from headwater.model import DropoutOptions
 from headwater.privacy.accounting import epsilon_by_round, epsilon_spent, noise_for
@@ -539,6 +545,8 @@ def test_a_cohort_goes_on_after_somebody_stopped_listening(processes):
 def test_the_counted_bytes_are_those_of_the_message(rows, client, metrics):
     update = Update(client, drawn(0), rows, metrics)
     assert update_size(update) == len(pack_update(update))
+    instruction = Instruction(rows, drawn(0), rows)
+    assert instruction_size(instruction) == len(pack_instruction(instruction))
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])

@@ -187,23 +187,29 @@ def _serve(connection: Connection, others: list[Connection], work: Callable[[Any
     torch.set_num_threads(1)
     while True:
         try:
-            task = connection.recv()
+            _answer(connection, work, connection.recv())
         except (EOFError, OSError):  # the parent has gone
             return
-        failure: Exception | None = None
-        try:
-            answer = work(task)
-        except Exception as error:  # noqa: BLE001 - the parent raises it
-            error.add_note("".join(traceback.format_tb(error.__traceback__)))
-            failure, answer = error, None
-        # In words first: an error of any class may prove impossible to send or to build again.
-        connection.send("" if failure is None else f"{type(failure).__name__}: {failure}")
-        try:
-            connection.send(answer if failure is None else failure)
-        except Exception:
-            if failure is None:
-                raise
-            connection.send(None)
+
+
+def _answer(connection: Connection, work: Callable[[Any], Any], task: Any) -> None:
+    """Send what went wrong, in words, and then the answer or the error itself."""
+    failure: Exception | None = None
+    answer: Any = None
+    try:
+        answer = work(task)
+    except Exception as error:  # noqa: BLE001 - the parent raises it
+        error.add_note("".join(traceback.format_tb(error.__traceback__)))
+        failure = error
+    if failure is None:
+        connection.send("")
+        connection.send(answer)
+        return
+    connection.send(f"{type(failure).__name__}: {failure}")
+    try:
+        connection.send(failure)
+    except Exception:  # noqa: BLE001 - an error of any class may refuse to be sent in any way; the words have gone ahead
+        connection.send(None)
 
 
 def _die_with(parent: int) -> None:

@@ -7,6 +7,7 @@ the lane n mod LANES, and the lanes are added up in their order.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ LANES = 16
 """Sums that an average is made of; more processes than this would have nothing to do."""
 
 
-class _Average:
+class _Average(ABC):
     """A weighted sum of the updates, scaled: running sums, so memory doesn't grow with the clients."""
 
     def __call__(self, updates: Iterable[Update], like: Weights) -> Weights:
@@ -42,9 +43,9 @@ class _Average:
             weights += lane_weights
         return self.average(total, weights)
 
+    @abstractmethod
     def weight(self, update: Update) -> float:
         """Return what an update counts."""
-        raise NotImplementedError
 
     def average(self, total: Weights, weights: float) -> Weights:
         """Return the average from the sum of weighted updates, changed in place, and the sum of their weights."""

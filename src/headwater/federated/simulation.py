@@ -12,7 +12,6 @@ from headwater.federated.protocols import Average, ClientId, ClientUpdate, Instr
 from headwater.federated.wire import (
     check_update,
     instruction_size,
-    pack_instruction,
     pack_update,
     unpack_update,
     update_size,
@@ -82,7 +81,7 @@ class LocalCohort:
         self, instruction: Instruction, clients: Sequence[ClientId], transforms: Sequence[UpdateTransform]
     ) -> Iterator[Update]:
         """Yield the clients' updates as they came over the wire, in the order of `clients`."""
-        self.bytes_down += len(clients) * len(pack_instruction(instruction))
+        self.bytes_down += len(clients) * instruction_size(instruction)
         for client, message in zip(clients, self._messages(instruction, clients, transforms), strict=True):
             self.bytes_up += len(message)
             yield _received(unpack_update(message, client=client, instruction=instruction), instruction, transforms)
