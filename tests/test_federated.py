@@ -32,6 +32,7 @@ from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.verb import _Federation, federate
 from headwater.federated.wire import (
+    instruction_size,
     pack_instruction,
     pack_update,
     unpack_instruction,
