@@ -28,12 +28,12 @@ int main() {
             std::vector<long> lengths(rows), order(rows), counts(time), last(rows);
             long total = 0;
             for (long& length : lengths) total += length = draw(1, time);
-            for (long r = 0; r < rows; ++r) order[r] = r;
-            for (long i = 1; i < rows; ++i)
-                for (long j = i; j && lengths[order[j - 1]] < lengths[order[j]]; --j) std::swap(order[j - 1], order[j]);
-            std::vector<long> place(total), row(total), mirror(total);
-            const long steps = headwater_plan(lengths.data(), order.data(), rows, time, counts.data(), place.data(),
-                                              row.data(), mirror.data(), last.data());
+            std::vector<long> place(rows * time), row(rows * time), mirror(rows * time);
+            if (headwater_plan(lengths.data(), rows, time, order.data(), counts.data(), place.data(), row.data(),
+                               mirror.data(), last.data()) != total)
+                return 1;
+            long steps = 0;
+            while (steps < time && counts[steps]) ++steps;
             auto x = floats(total * D), wi = floats(G * D), wh = floats(G * H), bi = floats(G), bh = floats(G);
             auto h0 = floats(rows * H), c0 = floats(rows * H), a = floats(total * G), y = floats(total * H);
             auto c = floats(total * H), extra = floats(total * H), dy = floats(total * H), da = floats(total * G);

@@ -249,12 +249,25 @@ ENTRY void headwater_step(const StepLayer* layers, long count, const float* x, f
 
 // Where each step of a padded batch (rows x time) lies in the packed one.
 //
-// Given `lengths` (rows), and `order` (rows): the rows by falling length. Written: counts (time): rows running at each
-// step; for the N packed steps place (N): in the flattened padded batch, row (N), and mirror (N): the packed step that
-// takes its place when each row is read from its end; last (rows): each row's last packed step. Returns the steps.
-ENTRY long headwater_plan(const long* lengths, const long* order, long rows, long time, long* counts, long* place, long* row,
-                    long* mirror, long* last) {
-    long n = 0, steps = lengths[order[0]], running = rows;
+// Given `lengths` (rows), each from 1 to time. Written: order (rows): the rows by falling length; counts (time): rows
+// running at each step; for the N packed steps place: in the flattened padded batch, row, and mirror: the packed step
+// that takes its place when each row is read from its end; last (rows): each row's last packed step. Each of the three
+// has room for rows x time. Returns N, or -1 where a length is out of range.
+ENTRY long headwater_plan(const long* lengths, long rows, long time, long* order, long* counts, long* place, long* row,
+                          long* mirror, long* last) {
+    // A counting sort: counts holds how many rows have each length, then where the next of them goes.
+    for (long t = 0; t < time; ++t) counts[t] = 0;
+    for (long r = 0; r < rows; ++r) {
+        if (lengths[r] < 1 || lengths[r] > time) return -1;
+        ++counts[lengths[r] - 1];
+    }
+    for (long t = time - 1, longer = 0; t >= 0; --t) {
+        const long equal = counts[t];
+        counts[t] = longer;
+        longer += equal;
+    }
+    for (long r = 0; r < rows; ++r) order[counts[lengths[r] - 1]++] = r;
+    long n = 0, running = rows;
     for (long t = 0; t < time; ++t) {
         while (running && lengths[order[running - 1]] <= t) --running;
         counts[t] = running;
@@ -274,6 +287,6 @@ ENTRY long headwater_plan(const long* lengths, const long* order, long rows, lon
             to -= t + 2 <= length ? counts[length - 2 - t] : 0;
         }
     }
-    return steps;
+    return n;
 }
 }

@@ -132,7 +132,7 @@ def _library() -> ctypes.CDLL | None:
         *(pointer, number, number),
     ]
     library.headwater_linear_cross_entropy.argtypes = [*[size] * 4, *[pointer] * 6, number]
-    library.headwater_plan.argtypes = [pointer, pointer, size, size, *[pointer] * 5]
+    library.headwater_plan.argtypes = [pointer, size, size, *[pointer] * 6]
     library.headwater_plan.restype = size
     library.headwater_step_floats.argtypes = [size, size, size]
     library.headwater_step_floats.restype = size

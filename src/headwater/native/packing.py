@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headwater.native.library import kernels
+from headwater.native.library import kernels, pointer
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,18 @@ class Packing:
         if lengths_B is None:
             lengths_B = torch.full((batch,), time)
         lengths_B = lengths_B.to("cpu", torch.int64).contiguous()
-        lengths = lengths_B.tolist()
-        if min(lengths) < 1 or max(lengths) > time or len(lengths) != batch:
-            raise ValueError(f"{len(lengths)} lengths from {min(lengths)} to {max(lengths)} for {batch} rows of {time}")
-        order_B = torch.argsort(lengths_B, descending=True, stable=True)
-        counts_T, last_B = torch.empty(time, dtype=torch.int64), torch.empty(batch, dtype=torch.int64)
-        place_N, row_N, mirror_N = torch.empty(3, sum(lengths), dtype=torch.int64).unbind()
-        written = (counts_T, place_N, row_N, mirror_N, last_B)
-        steps = kernels().headwater_plan(
-            lengths_B.data_ptr(), order_B.data_ptr(), batch, time, *(tensor.data_ptr() for tensor in written)
-        )
-        return cls(shape, counts_T[:steps], order_B, place_N, row_N, mirror_N, last_B)
+        order_B, last_B = torch.empty(2, batch, dtype=torch.int64).unbind()
+        counts_T = torch.empty(time, dtype=torch.int64)
+        steps = torch.empty(3, batch * time, dtype=torch.int64)
+        written = (order_B, counts_T, *steps.unbind(), last_B)
+        count = -1
+        if lengths_B.shape == (batch,):
+            count = kernels().headwater_plan(pointer(lengths_B), batch, time, *(t.data_ptr() for t in written))
+        if count < 0:
+            bounds = f"from {int(lengths_B.min())} to {int(lengths_B.max())}"
+            raise ValueError(f"{len(lengths_B)} lengths {bounds} for {batch} rows of {time} steps")
+        place_N, row_N, mirror_N = steps[:, :count].unbind()
+        return cls(shape, counts_T[: int(lengths_B.max())], order_B, place_N, row_N, mirror_N, last_B)
 
     def before(self) -> Tensor:
         """Return where each packed step's state before is, in the B initial states followed by the N packed ones."""
