@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from headwater import native
 from headwater.cells import CELLS, cell_class
-from headwater.cells.stack import RecurrentStack, run_packed
+from headwater.cells.stack import TALL, WIDE, RecurrentStack, run_packed
 from headwater.errors import ConfigError
 from headwater.native import (
     KINDS,
@@ -241,6 +241,20 @@ def test_gate_gradients_are_not_kept_outside():
     cell, packing = drawn_cell("rnn", 2, 2, 0), Packing.of(None, (1, 2))
     run_packed(cell, torch.randn(2, 2), packing, None)[0].sum().backward()
     assert kept == []
+
+
+@needs_kernels
+def test_torch_trains_large_full_batches_of_lstms():
+    stack, gru = RecurrentStack("lstm", 2, WIDE), RecurrentStack("gru", 2, WIDE)
+    full, one_short = torch.full((TALL,), 3), torch.tensor([2] + [3] * (TALL - 1))
+    assert stack.plan(full, (TALL, 3)) is None
+    assert stack.plan(None, (TALL, 3)) is None
+    assert stack.plan(None, (TALL - 1, 3))
+    assert RecurrentStack("lstm", 2, WIDE - 1).plan(None, (TALL, 3))
+    assert stack.plan(one_short, (TALL, 3))
+    assert gru.plan(full, (TALL, 3))
+    with keep_gate_gradients():
+        assert stack.plan(full, (TALL, 3))
 
 
 @pytest.mark.parametrize("name", sorted(CELLS))

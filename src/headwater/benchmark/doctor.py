@@ -12,6 +12,7 @@ from headwater import native
 from headwater.benchmark.layers import training_paths
 from headwater.benchmark.measure import OURS, Machine, Paths, one_thread, race
 from headwater.benchmark.shapes import Shape
+from headwater.cells.stack import TALL, WIDE
 from headwater.config import Config
 from headwater.records import Record
 
@@ -46,6 +47,8 @@ class Diagnosis(Record):
         lines = Table.grid(padding=(0, 2))
         lines.add_row("kernels", f"{machine.kernels}: {machine.kernels_why}")
         lines.add_row("gain", _gain(self.gain, machine))
+        if machine.kernels != "off":
+            lines.add_row("torch runs", f"full rows of an LSTM without gradients, or {TALL} of {WIDE} units and more")
         lines.add_row("processor", f"{machine.processor}, {machine.cores} cores, {machine.instructions}")
         lines.add_row("bfloat16", "yes: --precision bfloat16" if machine.bfloat16 else "no")
         lines.add_row("gpu", self.gpu or "no")

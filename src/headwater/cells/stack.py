@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from headwater.cells import cell_class
 from headwater.cells.base import Cell, State, is_ragged
-from headwater.native import Packing, RecurrentLayer, usable
+from headwater.native import Packing, RecurrentLayer, keeps_gate_gradients, usable
+
+TALL, WIDE = 48, 256
+"""Rows and units from which torch's LSTM trains as fast over full rows as the kernels do, or up to 8 % faster."""
 
 
 class Layer(nn.Module):
@@ -108,8 +111,8 @@ class RecurrentStack(nn.Module):
     def plan(self, lengths_B: Tensor | None, shape: Sequence[int]) -> Packing | None:
         """Return how the kernels will hold a batch whose shape begins with B and T, or None where torch is to run it.
 
-        Torch runs what the kernels can't, and full-length LSTMs of which no gradient is wanted: there oneDNN is as fast
-        or faster.
+        Torch runs what the kernels can't, and LSTMs over full rows where oneDNN is as fast or faster: without
+        gradients, and with `TALL` rows of `WIDE` units or more.
         """
         first = self.layers[0]
         assert isinstance(first, Layer)  # noqa: S101 - what the constructor has put there
@@ -118,8 +121,9 @@ class RecurrentStack(nn.Module):
             return None
         if any(module._forward_hooks or module._forward_pre_hooks for module in self.layers.modules()):  # noqa: SLF001
             return None  # they hear of calls that the kernels don't make
-        plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-        if plain and self._cell.kernel == "lstm" and not is_ragged(lengths_B, shape[1]):
+        large = shape[0] >= TALL and first.fwd.hidden_size >= WIDE and not keeps_gate_gradients()
+        level = (large or not torch.is_grad_enabled()) and not torch.is_autocast_enabled("cpu")
+        if level and self._cell.kernel == "lstm" and not is_ragged(lengths_B, shape[1]):
             return None
         return Packing.of(lengths_B, (shape[0], shape[1]))
 

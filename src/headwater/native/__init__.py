@@ -6,7 +6,13 @@ the cells run in torch.
 
 from headwater.native.library import LEVELS, OFF, SWITCH, best_level, level, product, usable, using, why
 from headwater.native.packing import Packing
-from headwater.native.recurrent import KINDS, GateGradients, RecurrentLayer, keep_gate_gradients
+from headwater.native.recurrent import (
+    KINDS,
+    GateGradients,
+    RecurrentLayer,
+    keep_gate_gradients,
+    keeps_gate_gradients,
+)
 from headwater.native.softmax import linear_cross_entropy
 from headwater.native.step import Steps
 
@@ -21,6 +27,7 @@ __all__ = [
     "Steps",
     "best_level",
     "keep_gate_gradients",
+    "keeps_gate_gradients",
     "level",
     "linear_cross_entropy",
     "product",

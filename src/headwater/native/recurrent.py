@@ -86,6 +86,11 @@ def keep_gate_gradients() -> Iterator[list[GateGradients]]:
         _kept.reset(token)
 
 
+def keeps_gate_gradients() -> bool:
+    """Return whether somebody wants the gate gradients, which only the kernels tell."""
+    return _kept.get() is not None
+
+
 class RecurrentLayer(torch.autograd.Function):
     """Packed inputs to packed states; the gradient is that of backpropagation through time (Werbos 1990)."""
 
