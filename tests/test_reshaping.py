@@ -297,6 +297,13 @@ def test_what_cannot_be_done_is_refused(config, changes, said, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_clients_own_weights_would_not_fit(tmp_path):
+    checkpoint = checkpoint_of(toy_config())
+    own = {"c": {"head.linear.bias": torch.zeros(2)}}
+    with pytest.raises(ConfigError, match="reshape first, then personalize"):
+        reshape(replace(checkpoint, personal=own), ReshapeOptions(out=tmp_path / "new", hidden_size=9, quiet=True))
+
+
 @pytest.mark.parametrize(("number", "said"), [(1, "needs one at least"), (3, "layer 3 can't be dropped")])
 def test_a_layer_that_cannot_go_is_kept(number, said, tmp_path):
     data = write_csv(tmp_path / "rows.csv", toy_rows(20))

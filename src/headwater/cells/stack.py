@@ -130,6 +130,7 @@ class RecurrentStack(nn.Module):
         reversal_BT = reversal_index(lengths_B, x_BTD) if self.bidirectional else None
         after = {}
         for number, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)  # noqa: S101 - what the constructor has put there
             dropped = number and self.dropout and self.training
             read_BTD = locked_dropout(x_BTD, self.dropout) if dropped else x_BTD
             y_BTF, states = layer(read_BTD, lengths_B, reversal_BT, _unflatten(state, number))

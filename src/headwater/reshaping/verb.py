@@ -104,6 +104,8 @@ class _Surgery:
 
 def _work(checkpoint: Checkpoint, options: ReshapeOptions) -> Outcome:
     before = checkpoint.config
+    if checkpoint.personal:
+        raise ConfigError("the checkpoint holds clients' own weights of the old shape: reshape first, then personalize")
     _check(before, options)
     rows = _rows(checkpoint, options)
     batch = _random_batch(before, options.seed) if rows is None else _batch(checkpoint, rows)
