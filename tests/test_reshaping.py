@@ -126,7 +126,7 @@ def test_what_grew_learns_everywhere():
 
 @pytest.mark.parametrize("task", [CLASSIFIERS[2], LANGUAGE_MODEL])
 def test_shrinking_takes_back_what_growing_has_added(task):
-    config = toy_config(task=task, layers=2, bidirectional=task["name"] == "classification")
+    config = toy_config(task=task, bidirectional=task["name"] == "classification")
     model = drawn(config)
     larger = with_encoder(config, hidden_size=9, embedding_size=11)
     grown = grow(config, weights_of(model), larger, seed=1)
@@ -253,7 +253,7 @@ def test_the_verb_says_how_far_the_models_are_apart_and_the_result_goes_on(tmp_p
     data = write_csv(tmp_path / "rows.csv", toy_rows(60))
     checkpoint = checkpoint_of(toy_config(layers=2))
     options = ReshapeOptions(
-        out=tmp_path / "new", hidden_size=9, embedding_size=4, insert_layer=2, drop_layer=1, data=data, quiet=True
+        out=tmp_path / "new", hidden_size=9, embedding_size=4, insert_layer=1, drop_layer=1, data=data, quiet=True
     )
     made = reshape(checkpoint, options)
     shape = made.config.encoder
@@ -308,7 +308,9 @@ def test_clients_own_weights_would_not_fit(tmp_path):
 def test_a_layer_that_cannot_go_is_kept(number, said, tmp_path):
     data = write_csv(tmp_path / "rows.csv", toy_rows(20))
     with pytest.raises(ConfigError, match=said):
-        reshape(checkpoint_of(toy_config()), ReshapeOptions(out=tmp_path / "new", drop_layer=number, data=data, quiet=True))
+        reshape(
+            checkpoint_of(toy_config()), ReshapeOptions(out=tmp_path / "new", drop_layer=number, data=data, quiet=True)
+        )
 
 
 def test_a_layer_that_others_add_to_is_kept(tmp_path):
@@ -323,5 +325,3 @@ def test_axes_name_every_parameter():
         model = toy_model(config)
         axes = axes_of(model, config)
         assert {name: len(axis) for name, axis in axes.items()} == {n: p.ndim for n, p in model.named_parameters()}
-
-

@@ -125,7 +125,6 @@ class Encoder(nn.Module):
             x = x * (keep_V / (1 - share))[tokens].unsqueeze(-1)
         return locked_dropout(x, self.dropout.input_dropout, packing) if self.dropout.input_dropout else x
 
-
     def axes(self) -> Axes:
         """Return what lies along the axes of each parameter."""
         axes: Axes = {"embedding.weight": (Axis(), Axis((EMBEDDING,)))}

@@ -139,7 +139,7 @@ class RecurrentStack(nn.Module):
         return x_BTD, after
 
     def spaces(self) -> list[tuple[str, ...]]:
-        """Return the names of the units that each layer makes, one a direction; a residual layer adds to those below."""
+        """Return the names of the units that each layer makes, by direction; a residual layer adds to those below."""
         sides = ("fwd", "bwd") if self.bidirectional else ("fwd",)
         spaces: list[tuple[str, ...]] = []
         for number, layer in enumerate(self.layers):

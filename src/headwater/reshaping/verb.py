@@ -83,6 +83,21 @@ class _Surgery:
     seed: int
     exact: bool = True
 
+    def operate(self, options: ReshapeOptions, batch: Batch) -> None:
+        """Make the changes in their order."""
+        if options.drop_layer:
+            self.drop(options.drop_layer - 1, batch)
+        if options.insert_layer:
+            self.insert(options.insert_layer)
+        if options.bidirectional:
+            self.widen(bidirectional=True)
+        for name in ("hidden_size", "embedding_size"):
+            wanted, there = getattr(options, name), getattr(self.config.encoder, name)
+            if wanted > there:
+                self.widen(**{name: wanted})
+            elif 0 < wanted < there:
+                self.narrow(batch, **{name: wanted})
+
     def drop(self, number: int, batch: Batch) -> None:
         self.exact = False
         self.config, self.weights = drop_layer(self.config, self.weights, number, batch)
@@ -110,18 +125,7 @@ def _work(checkpoint: Checkpoint, options: ReshapeOptions) -> Outcome:
     rows = _rows(checkpoint, options)
     batch = _random_batch(before, options.seed) if rows is None else _batch(checkpoint, rows)
     surgery = _Surgery(before.model_copy(update={"compression": ""}), checkpoint.weights(), options.seed)
-    if options.drop_layer:
-        surgery.drop(options.drop_layer - 1, batch)
-    if options.insert_layer:
-        surgery.insert(options.insert_layer)
-    if options.bidirectional:
-        surgery.widen(bidirectional=True)
-    for name in ("hidden_size", "embedding_size"):
-        wanted, there = getattr(options, name), getattr(before.encoder, name)
-        if wanted > there:
-            surgery.widen(**{name: wanted})
-        elif 0 < wanted < there:
-            surgery.narrow(batch, **{name: wanted})
+    surgery.operate(options, batch)
     model = surgery.config.build()
     load_weights(model, surgery.weights)
     made = Checkpoint(surgery.config, checkpoint.featurizer, {}, checkpoint.lineage).with_model(model)

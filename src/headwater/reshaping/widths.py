@@ -1,9 +1,9 @@
 """Other widths with the same function: weights are carried into a larger model, or the best units into a smaller one.
 
 Growing. The larger model is drawn anew; then the old weights take their places, and whatever reads units that are new
-reads them with weight zero. So the new units compute something from the first step on, but nobody hears it: the function
-is the old one exactly, there is no symmetry to break, and the reading weights learn at once (the idea of function-
-preserving growth is Net2Net's, Chen et al. 2016, arXiv:1511.05641, which copies units instead).
+reads them with weight zero. So the new units compute something from the first step on, but nobody hears it: the
+function is the old one exactly, there is no symmetry to break, and the reading weights learn at once. Growth that keeps
+the function is Net2Net's idea (Chen et al. 2016, arXiv:1511.05641), which copies units instead.
 """
 
 from __future__ import annotations
@@ -82,12 +82,11 @@ def keep_units(weights: Weights, axes: Axes, widths: Widths, kept: Mapping[str, 
         widths: Units of each space.
         kept: The units that stay, for each space that loses some.
     """
-    smaller = {}
-    for name, value in weights.items():
-        for place, axis in enumerate(axes[name]):
+    smaller = dict(weights)
+    for name, of_name in axes.items():
+        for place, axis in enumerate(of_name):
             if axis.spaces:
-                value = value.index_select(place, _places(axis, widths, kept))
-        smaller[name] = value.contiguous()
+                smaller[name] = smaller[name].index_select(place, _places(axis, widths, kept))
     return smaller
 
 
@@ -106,7 +105,8 @@ def readers_norms(weights: Weights, axes: Axes, widths: Widths) -> dict[str, Ten
     for name, value in weights.items():
         for place, axis in enumerate(axes[name]):
             if axis.reads:
-                column = value.square().sum([other for other in range(value.ndim) if other != place])
-                for space, part in zip(axis.spaces, column.split([widths[s] for s in axis.spaces]), strict=True):
+                column = value.square().movedim(place, 0).reshape(value.shape[place], -1).sum(1)
+                parts = torch.split(column, [widths[space] for space in axis.spaces])
+                for space, part in zip(axis.spaces, parts, strict=True):
                     squares[space] += part
     return {space: value.sqrt() for space, value in squares.items()}
