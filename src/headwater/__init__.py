@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headwater.pretrained import open_checkpoint
     from headwater.pretraining import PretrainOptions, pretrain
     from headwater.report import write_report
+    from headwater.reshaping.verb import ReshapeOptions, reshape
     from headwater.transfer_learning.options import TransferOptions
     from headwater.transfer_learning.verb import transfer
 
@@ -40,6 +41,7 @@ _HOMES = {
     "PersonalizeOptions": "headwater.federated.personalization",
     "PredictOptions": "headwater.prediction",
     "PretrainOptions": "headwater.pretraining",
+    "ReshapeOptions": "headwater.reshaping.verb",
     "TransferOptions": "headwater.transfer_learning.options",
     "bench": "headwater.benchmark.bench",
     "compress": "headwater.compression.verb",
@@ -52,6 +54,7 @@ _HOMES = {
     "personalize": "headwater.federated.personalization",
     "predict": "headwater.prediction",
     "pretrain": "headwater.pretraining",
+    "reshape": "headwater.reshaping.verb",
     "run_journey": "headwater.journey",
     "transfer": "headwater.transfer_learning.verb",
     "write_report": "headwater.report",
@@ -69,6 +72,7 @@ __all__ = [
     "PersonalizeOptions",
     "PredictOptions",
     "PretrainOptions",
+    "ReshapeOptions",
     "TransferOptions",
     "bench",
     "compress",
@@ -81,6 +85,7 @@ __all__ = [
     "personalize",
     "predict",
     "pretrain",
+    "reshape",
     "run_journey",
     "transfer",
     "write_report",

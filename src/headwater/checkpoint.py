@@ -57,6 +57,8 @@ class ModelConfig(Config):
     featurizer: TextOptions
     task: dict[str, Any]
     """The task's own settings; `name` says which task."""
+    residual_layers: tuple[int, ...] = ()
+    """Numbers of the layers that add what they read to their outputs; reshaping inserts such ones."""
     compression: str = ""
     """How the weights are stored: the compressor's name, empty for float32."""
 
@@ -66,7 +68,7 @@ class ModelConfig(Config):
 
     def build(self) -> SequenceModel:
         """Return a freshly drawn model; the global torch generator decides the weights."""
-        encoder = Encoder(self.vocabulary_size, self.encoder, self.dropout)
+        encoder = Encoder(self.vocabulary_size, self.encoder, self.dropout, self.residual_layers)
         return SequenceModel(encoder, self.make_task().head(encoder, self.dropout.head_dropout))
 
 

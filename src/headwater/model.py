@@ -5,15 +5,17 @@ Shapes: B batch, T time, V vocabulary, E embedding, H hidden, R directions.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from headwater.axes import EMBEDDING, Axes, Axis
 from headwater.cells import CELLS
 from headwater.cells.base import State
-from headwater.cells.stack import RecurrentStack, locked_dropout
+from headwater.cells.stack import Layer, RecurrentStack, locked_dropout
 from headwater.config import Config, Fraction
 from headwater.features.text import PAD
 from headwater.native import Packing
@@ -59,9 +61,16 @@ class Encoder(nn.Module):
         vocabulary_size: V.
         options: The shape.
         dropout: How much is dropped while training.
+        residual_layers: Numbers of the layers that add what they read to their outputs; see `RecurrentStack`.
     """
 
-    def __init__(self, vocabulary_size: int, options: EncoderOptions, dropout: DropoutOptions) -> None:
+    def __init__(
+        self,
+        vocabulary_size: int,
+        options: EncoderOptions,
+        dropout: DropoutOptions,
+        residual_layers: Collection[int] = (),
+    ) -> None:
         super().__init__()
         self.dropout = dropout
         self.embedding = nn.Embedding(vocabulary_size, options.embedding_size, padding_idx=PAD)
@@ -75,6 +84,7 @@ class Encoder(nn.Module):
             bidirectional=options.bidirectional,
             dropout=dropout.hidden_dropout,
             weight_drop=dropout.weight_dropout,
+            residual_layers=residual_layers,
         )
         self.output_size = self.stack.output_size
 
@@ -114,6 +124,25 @@ class Encoder(nn.Module):
             keep_V = torch.empty(self.embedding.num_embeddings, device=tokens.device).bernoulli_(1 - share)
             x = x * (keep_V / (1 - share))[tokens].unsqueeze(-1)
         return locked_dropout(x, self.dropout.input_dropout, packing) if self.dropout.input_dropout else x
+
+    def axes(self) -> Axes:
+        """Return what lies along the axes of each parameter."""
+        axes: Axes = {"embedding.weight": (Axis(), Axis((EMBEDDING,)))}
+        read: tuple[str, ...] = (EMBEDDING,)
+        for number, (layer, made) in enumerate(zip(self.stack.layers, self.stack.spaces(), strict=True)):
+            assert isinstance(layer, Layer)  # noqa: S101 - what the stack has put there
+            for side, own in zip(("fwd", "bwd"), made, strict=False):
+                gates = Axis((own,) * layer.fwd.gates)
+                axes |= {
+                    f"stack.layers.{number}.{side}.weight_ih": (gates, Axis(read, reads=True)),
+                    f"stack.layers.{number}.{side}.weight_hh": (gates, Axis((own,), reads=True)),
+                    f"stack.layers.{number}.{side}.bias_ih": (gates,),
+                    f"stack.layers.{number}.{side}.bias_hh": (gates,),
+                }
+            if layer.gate is not None:
+                axes[f"stack.layers.{number}.gate"] = (Axis(made),)
+            read = made
+        return axes
 
 
 class SequenceModel(nn.Module):

@@ -61,6 +61,12 @@ VERBS = {
         "headwater.transfer_learning.verb:transfer",
         MODEL,
     ),
+    "reshape": Verb(
+        "change a model's widths, layers or directions and keep what it has learned",
+        "headwater.reshaping.verb:ReshapeOptions",
+        "headwater.reshaping.verb:reshape",
+        MODEL,
+    ),
     "federate": Verb(
         "train a model over clients who keep their rows",
         "headwater.federated.options:FederateOptions",
@@ -108,7 +114,7 @@ VERBS = {
         "headwater.benchmark.doctor:doctor",
     ),
 }
-STAGES = ("pretrain", "transfer", "federate", "personalize", "compress", "export")
+STAGES = ("pretrain", "transfer", "reshape", "federate", "personalize", "compress", "export")
 """The verbs that write a folder: what a journey is made of."""
 
 

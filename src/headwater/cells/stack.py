@@ -5,7 +5,7 @@ Shapes: B batch, T time, D input features, H hidden, R directions (1 or 2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,30 @@ TALL, WIDE = 48, 256
 
 
 class Layer(nn.Module):
-    """A cell that reads forwards and, if bidirectional, one that reads each row backwards from its own end."""
+    """A cell that reads forwards and, if bidirectional, one that reads each row backwards from its own end.
+
+    A residual layer adds its states, each times a `gate`, to what it reads. The gates begin at zero: the layer then
+    passes on what it reads, and still learns (Bachlechner et al. 2020, arXiv:2003.04887).
+    """
 
     def __init__(
-        self, cell: type[Cell], input_size: int, hidden_size: int, *, bidirectional: bool, weight_drop: float
+        self,
+        cell: type[Cell],
+        input_size: int,
+        hidden_size: int,
+        *,
+        bidirectional: bool,
+        weight_drop: float,
+        residual: bool,
     ) -> None:
         super().__init__()
         self.fwd = cell(input_size, hidden_size, weight_drop=weight_drop)
         self.bwd = cell(input_size, hidden_size, weight_drop=weight_drop) if bidirectional else None
+        self.gate = nn.Parameter(torch.zeros(input_size)) if residual else None
+
+    def joined(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return what the next layer reads, (..., R*H): the states y, or with x if the layer is residual."""
+        return y if self.gate is None else x + self.gate * y
 
     def forward(
         self, x_BTD: Tensor, lengths_B: Tensor | None, reversal_BT: Tensor | None, state: dict[str, State]
@@ -60,6 +76,7 @@ class RecurrentStack(nn.Module):
         dropout: Variational dropout on each layer's input but the first's: one mask a row for all steps
             (Gal and Ghahramani 2016, arXiv:1512.05287).
         weight_drop: See `Cell`.
+        residual_layers: Numbers, from 1, of the residual layers; the first layer can't be one.
     """
 
     def __init__(
@@ -72,15 +89,26 @@ class RecurrentStack(nn.Module):
         bidirectional: bool = False,
         dropout: float = 0.0,
         weight_drop: float = 0.0,
+        residual_layers: Collection[int] = (),
     ) -> None:
         super().__init__()
+        if any(not 1 <= number < layers for number in residual_layers):
+            raise ValueError(f"residual layers {sorted(residual_layers)} of {layers}: the first one is number 1")
         self.output_size = hidden_size * (2 if bidirectional else 1)
         self.bidirectional = bidirectional
         self.dropout = dropout
         sizes = [input_size] + [self.output_size] * (layers - 1)
         self._cell = cell_class(cell)
         self.layers = nn.ModuleList(
-            Layer(self._cell, size, hidden_size, bidirectional=bidirectional, weight_drop=weight_drop) for size in sizes
+            Layer(
+                self._cell,
+                size,
+                hidden_size,
+                bidirectional=bidirectional,
+                weight_drop=weight_drop,
+                residual=number in residual_layers,
+            )
+            for number, size in enumerate(sizes)
         )
 
     def forward(
@@ -102,11 +130,22 @@ class RecurrentStack(nn.Module):
         reversal_BT = reversal_index(lengths_B, x_BTD) if self.bidirectional else None
         after = {}
         for number, layer in enumerate(self.layers):
-            if number and self.dropout and self.training:
-                x_BTD = locked_dropout(x_BTD, self.dropout)
-            x_BTD, states = layer(x_BTD, lengths_B, reversal_BT, _unflatten(state, number))
+            assert isinstance(layer, Layer)  # noqa: S101 - what the constructor has put there
+            dropped = number and self.dropout and self.training
+            read_BTD = locked_dropout(x_BTD, self.dropout) if dropped else x_BTD
+            y_BTF, states = layer(read_BTD, lengths_B, reversal_BT, _unflatten(state, number))
+            x_BTD = layer.joined(x_BTD, y_BTF)
             after |= _flatten(states, number)
         return x_BTD, after
+
+    def spaces(self) -> list[tuple[str, ...]]:
+        """Return the names of the units that each layer makes, by direction; a residual layer adds to those below."""
+        sides = ("fwd", "bwd") if self.bidirectional else ("fwd",)
+        spaces: list[tuple[str, ...]] = []
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)  # noqa: S101 - what the constructor has put there
+            spaces.append(tuple(f"{number}.{side}" for side in sides) if layer.gate is None else spaces[-1])
+        return spaces
 
     def plan(self, lengths_B: Tensor | None, shape: Sequence[int]) -> Packing | None:
         """Return how the kernels will hold a batch whose shape begins with B and T, or None where torch is to run it.
@@ -132,9 +171,10 @@ class RecurrentStack(nn.Module):
         after: State = {}
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)  # noqa: S101 - what the constructor has put there
-            if number and self.dropout and self.training:
-                x_ND = locked_dropout(x_ND, self.dropout, packing)
-            x_ND, states = layer.packed(x_ND, packing, _unflatten(state, number))
+            dropped = number and self.dropout and self.training
+            read_ND = locked_dropout(x_ND, self.dropout, packing) if dropped else x_ND
+            y_NF, states = layer.packed(read_ND, packing, _unflatten(state, number))
+            x_ND = layer.joined(x_ND, y_NF)
             after |= _flatten(states, number)
         return x_ND, after
 

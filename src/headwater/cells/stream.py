@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headwater.cells.base import Cell, State
+from headwater.cells.base import State
 from headwater.cells.stack import Layer, RecurrentStack
 from headwater.errors import ConfigError
 from headwater.native import Steps, usable
@@ -38,14 +38,16 @@ class Stream:
                 "a stream can't read backwards, since its end is not known: this stack is bidirectional; "
                 "make one with bidirectional=False"
             )
-        cells = [layer.fwd for layer in stack.layers if isinstance(layer, Layer)]
+        layers = [layer for layer in stack.layers if isinstance(layer, Layer)]
+        cells = [layer.fwd for layer in layers]
         first, weight = cells[0], cells[0].weight_ih
         self._steps: Steps | _PortableSteps
-        if "kernel" in vars(type(first)) and all(map(usable, stack.parameters())):
-            layers = [(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh) for cell in cells]
-            self._steps = Steps(first.kernel, layers)
+        plain = all(layer.gate is None for layer in layers)
+        if plain and "kernel" in vars(type(first)) and all(map(usable, stack.parameters())):
+            weights = [(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh) for cell in cells]
+            self._steps = Steps(first.kernel, weights)
         else:
-            self._steps = _PortableSteps(cells)
+            self._steps = _PortableSteps(layers)
         self._state = {
             f"{number}.fwd.{name}": value
             for number, state in enumerate(self._steps.states)
@@ -93,16 +95,17 @@ class Stream:
 class _PortableSteps:
     """The cells' own steps in torch; in all else like `headwater.native.Steps`."""
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self._cells = [copy.deepcopy(cell).eval() for cell in cells]
-        self.states = [cell.init_state(1) for cell in cells]
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = [copy.deepcopy(layer).eval() for layer in layers]
+        self.states = [layer.fwd.init_state(1) for layer in layers]
 
     # Not inference mode: what it returns could not be read by a head that is training.
     @torch.no_grad()
     def __call__(self, x_D: Tensor) -> Tensor:
         x_1D = x_D.unsqueeze(0)
-        for cell, state in zip(self._cells, self.states, strict=True):
-            x_1D, after = cell.step(x_1D, state)
+        for layer, state in zip(self._layers, self.states, strict=True):
+            y_1H, after = layer.fwd.step(x_1D, state)
+            x_1D = layer.joined(x_1D, y_1H)
             for name, value in after.items():
                 state[name].copy_(value)
         return x_1D[0]

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 from onnx import TensorProto, helper
 
 from headwater.deployment.onnx_builder import GraphBuilder
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from headwater.weights import Weights
 
 _BELOW_ALL = -2.0
-"""Less than any state, which all lie within -1 and 1; unlike minus infinity it is safe in every precision."""
+"""Less than any cell's state, which are all above -1; unlike minus infinity it is safe in every precision."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,12 @@ def build_graph(config: ModelConfig, tensors: Weights) -> bytes:
     x_TBF = graph.rows("encoder.embedding.weight", tokens_TB)
     directions: list[str] = []
     for number in range(encoder.layers):
+        read = directions
         directions = _layer(graph, f"encoder.stack.layers.{number}", x_TBF, steps, config)
+        if number in config.residual_layers:
+            directions = _add_gated(graph, f"encoder.stack.layers.{number}.gate", read, directions)
         x_TBF = _join(graph, directions, axis=2)
-    pooled_BF = _pool(graph, directions, steps, task["pooling"])
+    pooled_BF = _pool(graph, directions, steps, task["pooling"], least=_least_state(config, tensors))
     bias = graph.constant("head.linear.bias", graph.tensors["head.linear.bias"])
     graph.node("Gemm", pooled_BF, graph.matrix("head.linear.weight"), bias, name="logits", transB=1)
     graph.node("Softmax", "logits", name="probabilities", axis=1)
@@ -140,6 +144,22 @@ def _layer(graph: GraphBuilder, name: str, x_TBF: str, steps: _Steps, config: Mo
     return directions
 
 
+def _add_gated(graph: GraphBuilder, gate: str, read: list[str], states: list[str]) -> list[str]:
+    """Return what a residual layer passes on, (T, B, H) of each direction."""
+    parts = np.split(graph.tensors[gate], len(states))
+    gated = [
+        graph.node("Mul", state, graph.constant(f"{gate}.{side}", part))
+        for side, (state, part) in enumerate(zip(states, parts, strict=True))
+    ]
+    return [graph.node("Add", *pair) for pair in zip(read, gated, strict=True)]
+
+
+def _least_state(config: ModelConfig, tensors: Weights) -> float:
+    """Return what is less than any state: each residual layer adds states times its gates."""
+    gates = [tensors[f"encoder.stack.layers.{number}.gate"] for number in config.residual_layers]
+    return _BELOW_ALL - sum(float(gate.abs().max()) for gate in gates)
+
+
 def _run(graph: GraphBuilder, operator: Operator, name: str, x_TBF: str, hidden: int) -> str:
     y_T1BH = graph.node(
         operator.name,
@@ -161,7 +181,7 @@ def _flip(graph: GraphBuilder, x_TBF: str, steps: _Steps) -> str:
     return graph.node("GatherElements", x_TBF, index_TBF, axis=0)
 
 
-def _pool(graph: GraphBuilder, directions: list[str], steps: _Steps, pooling: Pooling) -> str:
+def _pool(graph: GraphBuilder, directions: list[str], steps: _Steps, pooling: Pooling, *, least: float) -> str:
     """Return what `headwater.model.pool` makes of the states, (B, R*H) or (B, 3*R*H)."""
     y_TBF = _join(graph, directions, axis=2)
     parts: list[str] = []
@@ -170,7 +190,7 @@ def _pool(graph: GraphBuilder, directions: list[str], steps: _Steps, pooling: Po
         final += [graph.node("Gather", back, graph.whole(0), axis=0) for back in directions[1:]]
         parts.append(_join(graph, final, axis=1))
     if pooling in ("max", "concat"):
-        masked = graph.node("Where", steps.valid, y_TBF, graph.number(_BELOW_ALL))
+        masked = graph.node("Where", steps.valid, y_TBF, graph.number(least))
         parts.append(graph.node("ReduceMax", masked, axes=[0], keepdims=0))
     if pooling in ("mean", "concat"):
         count_B = graph.node("Cast", steps.lengths, to=TensorProto.FLOAT)

@@ -15,6 +15,7 @@ BASELINES = {"majority": "Majority class", "tfidf_logistic_regression": "TF-IDF 
 VERBS = {
     "pretrain": "Pre-training",
     "transfer": "Transfer",
+    "reshape": "Reshaping",
     "federate": "Federation",
     "personalize": "Personalization",
     "compress": "Compression",

@@ -16,6 +16,7 @@ from headwater.statistics import mean_and_spread
 NOUNS = {
     "pretrain": ("pre-training", "pre-trainings"),
     "transfer": ("transfer run", "transfer runs"),
+    "reshape": ("reshaping", "reshapings"),
     "federate": ("federation", "federations"),
     "personalize": ("personalization", "personalizations"),
     "compress": ("compression", "compressions"),

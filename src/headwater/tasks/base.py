@@ -8,9 +8,11 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from torch import Tensor, nn
 
+from headwater.axes import Axes
 from headwater.config import Config
 from headwater.data.batches import Batch
 from headwater.data.examples import Examples
+from headwater.errors import ConfigError
 from headwater.model import Encoder, SequenceModel
 
 
@@ -37,6 +39,18 @@ class Task(Config):
     @abstractmethod
     def head(self, encoder: Encoder, dropout: float) -> nn.Module:
         """Return a fresh head that reads the encoder's states: ``head(y_BTH, lengths_B)``."""
+
+    def head_axes(self, states: tuple[str, ...]) -> Axes:
+        """Return what lies along the axes of each of the head's parameters.
+
+        Args:
+            states: The spaces of the states that it reads.
+
+        Raises:
+            ConfigError: The task doesn't say, so that the model's widths can't be changed.
+        """
+        del states
+        raise ConfigError(f"the task {type(self).__name__} doesn't say what its head reads: add `head_axes` to it")
 
     @abstractmethod
     def loss(self, model: SequenceModel, batch: Batch) -> Tensor:

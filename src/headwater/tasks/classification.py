@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from headwater.axes import Axes, Axis
 from headwater.data.batches import Batch
 from headwater.data.examples import Examples
 from headwater.inference import BATCH, Runner, run_all
@@ -35,6 +36,11 @@ class Classification(Task):
     def head(self, encoder: Encoder, dropout: float) -> nn.Module:
         """Return a linear head on pooled states."""
         return PooledLinear(encoder, len(self.labels), self.pooling, dropout)
+
+    def head_axes(self, states: tuple[str, ...]) -> Axes:
+        """The linear layer reads each pooling of all states."""
+        read = Axis(states * (3 if self.pooling == "concat" else 1), reads=True)
+        return {"linear.weight": (Axis(), read), "linear.bias": (Axis(),)}
 
     def loss(self, model: SequenceModel, batch: Batch) -> Tensor:
         """Return the mean cross entropy."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from headwater.axes import EMBEDDING, Axes, Axis
 from headwater.data.batches import Batch, batch_of
 from headwater.data.examples import Examples
 from headwater.features.text import BEGIN, END, PAD
@@ -32,6 +33,11 @@ class LanguageModeling(Task):
     def head(self, encoder: Encoder, dropout: float) -> nn.Module:
         """Return a decoder whose softmax weights are the embedding's (Press and Wolf 2017, arXiv:1608.05859)."""
         return TiedDecoder(encoder, dropout)
+
+    def head_axes(self, states: tuple[str, ...]) -> Axes:
+        """The decoder is the embedding's mirror image: it reads the states, and the embedding reads what it makes."""
+        mirrored = Axis((EMBEDDING,), reads=True)
+        return {"bias": (Axis(),), "project.weight": (mirrored, Axis(states, reads=True)), "project.bias": (mirrored,)}
 
     def loss(self, model: SequenceModel, batch: Batch) -> Tensor:
         """Return the mean cross entropy a token."""

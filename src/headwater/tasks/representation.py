@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, NoReturn
 
 from torch import Tensor, nn
 
+from headwater.axes import Axes
 from headwater.data.batches import Batch
 from headwater.data.examples import Examples
 from headwater.errors import ConfigError
@@ -24,6 +25,11 @@ class Representation(Task):
         """Return a head that passes the states on."""
         del encoder, dropout
         return PassOn()
+
+    def head_axes(self, states: tuple[str, ...]) -> Axes:
+        """There are no weights."""
+        del states
+        return {}
 
     def loss(self, model: SequenceModel, batch: Batch) -> NoReturn:
         """Refuse."""

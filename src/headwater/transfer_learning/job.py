@@ -108,6 +108,7 @@ def make_job(
         encoder=source.config.encoder,
         vocabulary_size=len(featurizer.vocabulary),
         dropout=source.config.dropout,
+        residual_layers=source.config.residual_layers,
         featurizer=featurizer.options,
         task={
             "name": "classification",
