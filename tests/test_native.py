@@ -243,6 +243,11 @@ def test_gate_gradients_are_not_kept_outside():
     assert kept == []
 
 
+def test_wider_inputs_are_not_narrowed_in_silence():
+    with pytest.raises(RuntimeError, match="dtype"):
+        RecurrentStack("lstm", 3, 4)(torch.randn(2, 3, 3, dtype=torch.float64), torch.tensor([3, 1]))
+
+
 @needs_kernels
 def test_torch_trains_large_full_batches_of_lstms():
     stack, gru = RecurrentStack("lstm", 2, WIDE), RecurrentStack("gru", 2, WIDE)

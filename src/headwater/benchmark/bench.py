@@ -46,7 +46,7 @@ class BenchOptions(Config):
     """What to measure beside the machine's peaks: layers in training by the names of their shapes (`S` full and
     ragged; `M`, `XS` and `NWP` ragged), a stream's `step`, a trainer's step (`fit`), a federation's `round`."""
     cells: Annotated[str, _some_of(tuple(TORCH))] = ",".join(TORCH)
-    """Which cells."""
+    """Which cells, with commas between."""
     quick: bool = False
     """Few repeats, and training and rounds with the first cell only: half a minute or less."""
     json_file: Path | None = None
@@ -104,7 +104,7 @@ def bench(options: BenchOptions) -> BenchResult:
             progress.advance(number, len(jobs))
             rows += job()
         progress.advance(len(jobs), len(jobs))
-    result = BenchResult(machine=machine, notes=notes, rows=rows)
+    result = BenchResult(machine=machine, notes=[*notes, *(f"Written: {path}" for path in files)], rows=rows)
     if options.json_file:
         write_atomic(options.json_file, result.model_dump_json(indent=1) + "\n")
     if options.plot:
