@@ -181,6 +181,7 @@ USING = {
     "personalize": ["personalize", "model", "--data", "train.csv", "--client", "client", "--out", "new", "--quiet"],
     "compress": ["compress", "model", "--out", "new", "--quiet"],
     "export": ["export", "model", "--out", "new", "--quiet"],
+    "push": ["push", "model", "--to", "hf:nobody/nothing"],
     "evaluate": ["evaluate", "model", "--data", "rows.csv"],
     "predict": ["predict", "model", "--text", "w1 w2"],
 }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from headwater.prediction import EvaluateOptions, PredictOptions, evaluate, load_predictor, predict
     from headwater.pretrained import open_checkpoint
     from headwater.pretraining import PretrainOptions, pretrain
+    from headwater.publishing import PushOptions, push
     from headwater.report import write_report
     from headwater.reshaping.verb import ReshapeOptions, reshape
     from headwater.transfer_learning.options import TransferOptions
@@ -41,6 +42,7 @@ _HOMES = {
     "PersonalizeOptions": "headwater.federated.personalization",
     "PredictOptions": "headwater.prediction",
     "PretrainOptions": "headwater.pretraining",
+    "PushOptions": "headwater.publishing",
     "ReshapeOptions": "headwater.reshaping.verb",
     "TransferOptions": "headwater.transfer_learning.options",
     "bench": "headwater.benchmark.bench",
@@ -54,6 +56,7 @@ _HOMES = {
     "personalize": "headwater.federated.personalization",
     "predict": "headwater.prediction",
     "pretrain": "headwater.pretraining",
+    "push": "headwater.publishing",
     "reshape": "headwater.reshaping.verb",
     "run_journey": "headwater.journey",
     "transfer": "headwater.transfer_learning.verb",
@@ -72,6 +75,7 @@ __all__ = [
     "PersonalizeOptions",
     "PredictOptions",
     "PretrainOptions",
+    "PushOptions",
     "ReshapeOptions",
     "TransferOptions",
     "bench",
@@ -85,6 +89,7 @@ __all__ = [
     "personalize",
     "predict",
     "pretrain",
+    "push",
     "reshape",
     "run_journey",
     "transfer",

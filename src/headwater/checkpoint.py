@@ -27,6 +27,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from headwater import hub
 from headwater.config import Config
 from headwater.data.rows import Rows
 from headwater.errors import CheckpointError, ConfigError
@@ -205,10 +206,14 @@ class Checkpoint:
     def load(cls, path: str | Path) -> Checkpoint:
         """Read a checkpoint folder, checking every file against its checksum.
 
+        Args:
+            path: The folder, or a repository of the Hugging Face hub: ``hf:OWNER/NAME``, with ``@REVISION`` if wanted.
+
         Raises:
-            CheckpointError: The folder is no checkpoint, is damaged, or of another version.
+            CheckpointError: The folder is no checkpoint, is damaged, or of another version; or the hub can't be used.
+            MissingDependency: The hub is wanted and `huggingface_hub` isn't installed.
         """
-        folder = Path(path)
+        folder = hub.fetch(str(path)) if str(path).startswith(hub.PREFIX) else Path(path)
         needed = (MODEL_FILE, CONFIG_FILE, VOCABULARY_FILE, LINEAGE_FILE)
         check_seal(folder, what="checkpoint", needed=needed, optional=(PERSONAL_FILE, TOKENIZER_FILE))
         config = read_model_config(folder)

@@ -126,7 +126,7 @@ def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
 
 
 _SUBJECT_HELP = {
-    "CHECKPOINT": "the folder of a checkpoint, or pretrained:NAME",
+    "CHECKPOINT": "the folder of a checkpoint, pretrained:NAME, or hf:OWNER/NAME",
     "CHECKPOINT_OR_ARTIFACT": "the folder of a checkpoint or of an exported artifact",
 }
 

@@ -33,7 +33,7 @@ def check_seal(folder: Path, *, what: str, needed: tuple[str, ...], optional: tu
     Raises:
         CheckpointError: A file is missing, damaged, or was never listed.
     """
-    sums = _read_sums(folder, what)
+    sums = read_sums(folder, what)
     for name in needed:
         if name not in sums:
             raise CheckpointError(f"{folder} is no {what}: {SUMS_FILE} lists no {name}")
@@ -53,7 +53,7 @@ def check_seal(folder: Path, *, what: str, needed: tuple[str, ...], optional: tu
             )
 
 
-def _read_sums(folder: Path, what: str) -> dict[str, str]:
+def read_sums(folder: Path, what: str) -> dict[str, str]:
     """Return the listed checksums by file name; no name leads out of the folder."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} isn't a folder: expected the folder of a {what}")

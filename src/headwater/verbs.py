@@ -91,6 +91,12 @@ VERBS = {
         "headwater.deployment.verb:export",
         MODEL,
     ),
+    "push": Verb(
+        "put a checkpoint on the Hugging Face hub",
+        "headwater.publishing:PushOptions",
+        "headwater.publishing:push",
+        MODEL,
+    ),
     "evaluate": Verb(
         "measure a checkpoint or an artifact on labelled rows",
         "headwater.prediction:EvaluateOptions",

@@ -17,7 +17,11 @@ from headwater.config import Config
 from headwater.records import Record
 
 _LAYER = Shape("small", 10, 30, 32, 64)
-_OPTIONAL = {"tokenizers": ("bpe", "byte-pair tokens"), "pyarrow": ("parquet", "Parquet files")}
+_OPTIONAL = {
+    "tokenizers": ("bpe", "byte-pair tokens"),
+    "pyarrow": ("parquet", "Parquet files"),
+    "huggingface_hub": ("hub", "checkpoints on the Hugging Face hub"),
+}
 """Packages, each with the extra that brings it and its purpose."""
 _KEPT = "kept by the training commands for the next tensors; elsewhere `headwater.own_process.keep_memory` does it"
 _KEEP = "MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824"
