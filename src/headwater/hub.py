@@ -80,7 +80,7 @@ def _hub_errors(library: ModuleType, place: str) -> Iterator[None]:
         yield
     except errors.HFValidationError as error:
         raise ConfigError(
-            f"{place!r} is no name on the hub: expected {PREFIX}OWNER/NAME or @REVISION behind it"
+            f"{place!r} is no name on the hub: expected {PREFIX}OWNER/NAME, with @REVISION if wanted"
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(f"{place}: the hub can't be reached, and nothing of it was loaded before") from error
