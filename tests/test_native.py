@@ -412,10 +412,14 @@ def test_what_the_kernels_would_not_see_runs_in_torch(monkeypatch):
 
 
 @needs_kernels
-def test_a_build_of_another_version_is_not_used(monkeypatch):
+@pytest.mark.parametrize("other", ["structures", "arguments"])
+def test_a_build_of_another_version_is_not_used(other, monkeypatch):
     library.kernels()
     library._library.cache_clear()
-    monkeypatch.setattr(library.ctypes, "sizeof", lambda _: 1)
+    if other == "structures":
+        monkeypatch.setattr(library.ctypes, "sizeof", lambda _: 1)
+    else:
+        monkeypatch.setattr(library, "_INTERFACE", 1)
     monkeypatch.setattr(library._State, "stale", False)
     try:
         assert native.level() == OFF

@@ -19,12 +19,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from torch import Tensor
 
 from headwater import hub
@@ -62,6 +62,12 @@ class ModelConfig(Config):
     """Numbers of the layers that add what they read to their outputs; reshaping inserts such ones."""
     compression: str = ""
     """How the weights are stored: the compressor's name, empty for float32."""
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> Self:
+        if any(not 1 <= number < self.encoder.layers for number in self.residual_layers):
+            raise ValueError(f"residual layers {self.residual_layers} of {self.encoder.layers}: the first is number 1")
+        return self
 
     def make_task(self) -> Task:
         """Return the task with its settings."""

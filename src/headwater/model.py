@@ -21,6 +21,8 @@ from headwater.features.text import PAD
 from headwater.native import Packing
 from headwater.registry import name_in
 
+MOST_UNITS = 16_384
+"""Of a layer or an embedding: the recurrent weights of such an LSTM take 4 GiB."""
 Pooling = Literal["concat", "last", "max", "mean"]
 
 
@@ -29,9 +31,9 @@ class EncoderOptions(Config):
 
     cell: Annotated[str, name_in("headwater.cells", CELLS)] = "lstm"
     """`lstm`, `gru`, `gru_reset_before`, `rnn`, `rnn_relu`, or a cell of a plug-in."""
-    embedding_size: Annotated[int, Field(ge=1)] = 100
+    embedding_size: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 100
     """Numbers a token is embedded into."""
-    hidden_size: Annotated[int, Field(ge=1)] = 128
+    hidden_size: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 128
     """Units of each recurrent layer and direction."""
     layers: Annotated[int, Field(ge=1)] = 1
     """Recurrent layers."""

@@ -94,6 +94,7 @@ class RecurrentStack(nn.Module):
         super().__init__()
         if any(not 1 <= number < layers for number in residual_layers):
             raise ValueError(f"residual layers {sorted(residual_layers)} of {layers}: the first one is number 1")
+        self.residual_layers = frozenset(residual_layers)
         self.output_size = hidden_size * (2 if bidirectional else 1)
         self.bidirectional = bidirectional
         self.dropout = dropout
@@ -140,13 +141,8 @@ class RecurrentStack(nn.Module):
         return x_BTD, after
 
     def spaces(self) -> list[tuple[str, ...]]:
-        """Return the names of the units that each layer makes, by direction; a residual layer adds to those below."""
-        sides = ("fwd", "bwd") if self.bidirectional else ("fwd",)
-        spaces: list[tuple[str, ...]] = []
-        for number, layer in enumerate(self.layers):
-            assert isinstance(layer, Layer)  # noqa: S101 - what the constructor has put there
-            spaces.append(tuple(f"{number}.{side}" for side in sides) if layer.gate is None else spaces[-1])
-        return spaces
+        """Return the names of the units that each layer makes; see `spaces`."""
+        return spaces(len(self.layers), self.residual_layers, bidirectional=self.bidirectional)
 
     def plan(self, lengths_B: Tensor | None, shape: Sequence[int]) -> Packing | None:
         """Return how the kernels will hold a batch whose shape begins with B and T, or None where torch is to run it.
@@ -178,6 +174,15 @@ class RecurrentStack(nn.Module):
             x_ND = layer.joined(x_ND, y_NF)
             after |= _flatten(states, number)
         return x_ND, after
+
+
+def spaces(layers: int, residual_layers: Collection[int], *, bidirectional: bool) -> list[tuple[str, ...]]:
+    """Return the names of the units that each layer makes, by direction; a residual layer adds to those below."""
+    sides = ("fwd", "bwd") if bidirectional else ("fwd",)
+    made: list[tuple[str, ...]] = []
+    for number in range(layers):
+        made.append(made[-1] if number in residual_layers else tuple(f"{number}.{side}" for side in sides))
+    return made
 
 
 def reversal_index(lengths_B: Tensor | None, x_BTD: Tensor) -> Tensor:

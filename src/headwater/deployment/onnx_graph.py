@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _BELOW_ALL = -2.0
 """Less than any cell's state, which are all above -1; unlike minus infinity it is safe in every precision."""
+_FAR_BELOW = -3e4
+"""Where states have no bound: less than any that a model at work has, and a number in half precision too."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,9 @@ def _add_gated(graph: GraphBuilder, gate: str, read: list[str], states: list[str
 
 
 def _least_state(config: ModelConfig, tensors: Weights) -> float:
-    """Return what is less than any state: each residual layer adds states times its gates."""
+    """Return what is less than any state: a residual layer adds its cells' states, within -1 and 1, times its gates."""
+    if config.residual_layers and config.encoder.cell == "rnn_relu":
+        return _FAR_BELOW
     gates = [tensors[f"encoder.stack.layers.{number}.gate"] for number in config.residual_layers]
     return _BELOW_ALL - sum(float(gate.abs().max()) for gate in gates)
 

@@ -203,7 +203,9 @@ int level = best();
 
 extern "C" {
 
-// Told to callers, who have these structures in their own words.
+// Told to callers, who have these structures and the entries' arguments in their own words: another number for each
+// change of those.
+ENTRY int headwater_interface() { return 2; }
 ENTRY long headwater_layer_bytes() { return sizeof(Layer); }
 ENTRY long headwater_gradients_bytes() { return sizeof(Gradients); }
 

@@ -19,6 +19,8 @@ from headwater.errors import ConfigError
 SWITCH = "HEADWATER_KERNELS"
 """The environment variable that forces a level, or `off`."""
 OFF = "off"
+_INTERFACE = 2
+"""What `headwater_interface` answers in a library whose entries take what is given here."""
 LEVELS = ("plain", "avx2", "avx512", "avx512_bf16")
 """The instruction sets, from the plainest; on ARM the compiler makes NEON of the plain one."""
 
@@ -150,12 +152,12 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _speaks_of_the_same(library: ctypes.CDLL) -> bool:
-    """Return whether a build has the structures that are declared here; another would read anything."""
+    """Return whether a build has the entries and structures that are declared here; another would read anything."""
     try:
-        sizes = library.headwater_layer_bytes(), library.headwater_gradients_bytes()
+        said = library.headwater_interface(), library.headwater_layer_bytes(), library.headwater_gradients_bytes()
     except AttributeError:
         return False
-    return sizes == (ctypes.sizeof(_Layer), ctypes.sizeof(_Gradients))
+    return said == (_INTERFACE, ctypes.sizeof(_Layer), ctypes.sizeof(_Gradients))
 
 
 def kernels() -> ctypes.CDLL:

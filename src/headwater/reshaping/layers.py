@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from headwater.axes import Axis
-from headwater.cells.stack import Layer, reversal_index
 from headwater.checkpoint import ModelConfig
 from headwater.data.batches import Batch
 from headwater.errors import ConfigError
 from headwater.model import SequenceModel
-from headwater.reshaping.widths import axes_of
-from headwater.tasks.classification import PooledLinear
-from headwater.weights import Weights, load_weights, weights_of
+from headwater.reshaping.reading import head_reads, run_layers, valid_steps
+from headwater.reshaping.widths import axes_of, built
+from headwater.weights import Weights, weights_of
 
 _LAYER = re.compile(r"encoder\.stack\.layers\.(\d+)\.")
-_RIDGE = 1e-6
-"""Added to the normal equations' diagonal, times its mean: units that say the same would leave the fit undecided."""
+_STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Of the ridge: what is added to the normal equations' diagonal, over its mean."""
 
 
 def insert_layer(config: ModelConfig, weights: Weights, number: int, seed: int) -> tuple[ModelConfig, Weights]:
@@ -46,9 +45,7 @@ def insert_layer(config: ModelConfig, weights: Weights, number: int, seed: int) 
         raise ConfigError(f"a layer can be inserted above layers 1 to {layers}, not above layer {number}")
     residual = {layer + (layer >= number) for layer in config.residual_layers} | {number}
     deeper = _with_layers(config, layers + 1, residual)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = weights_of(deeper.build())
+    fresh = weights_of(built(deeper, seed=seed))
     renamed = _renumbered(weights, lambda layer: layer + (layer >= number))
     return deeper, {name: renamed.get(name, value) for name, value in fresh.items()}
 
@@ -74,14 +71,16 @@ def drop_layer(config: ModelConfig, weights: Weights, number: int, batch: Batch)
     layers = config.encoder.layers
     if not 0 <= number < layers or layers == 1:
         raise ConfigError(f"layer {number + 1} can't be dropped: the model has {layers}, and needs one at least")
-    if number + 1 in config.residual_layers and number not in config.residual_layers:
+    if number + 1 in config.residual_layers:  # its sum is read by others too
         raise ConfigError(f"layer {number + 2} adds to layer {number + 1}: drop layer {number + 2} first")
     shallower = _with_layers(config, layers - 1, {n - (n > number) for n in config.residual_layers if n != number})
-    model = config.build()
-    load_weights(model, weights)
-    outputs = layer_outputs(model, batch)
-    top = number + 1 == layers
-    was, now = (_read(model, batch, outputs[place], by_head=top) for place in (number + 1, number))
+    model = built(config, weights)
+    embedded, passes = run_layers(model, batch)
+    outputs = [embedded, *(layer.passed_BTF for layer in passes)]
+    was, now = (
+        head_reads(model, batch, outputs[place]) if number + 1 == layers else valid_steps(batch, outputs[place])
+        for place in (number + 1, number)
+    )
     weight_FF, bias_F = _fit(now, was)
     repaired = dict(weights)
     for name in _readers(config, model, number + 1):
@@ -90,39 +89,6 @@ def drop_layer(config: ModelConfig, weights: Weights, number: int, batch: Batch)
         repaired[name] = weights[name] @ weight_FF
     kept = {name: value for name, value in repaired.items() if not name.startswith(f"encoder.stack.layers.{number}.")}
     return shallower, _renumbered(kept, lambda layer: layer - (layer > number))
-
-
-@torch.inference_mode()
-def layer_outputs(model: SequenceModel, batch: Batch) -> list[Tensor]:
-    """Return the embedded tokens (B, T, E), then each layer's outputs (B, T, R*H)."""
-    model.eval()
-    stack = model.encoder.stack
-    x_BTD = model.encoder.embed(batch.tokens_BT)
-    reversal_BT = reversal_index(batch.lengths_B, x_BTD) if stack.bidirectional else None
-    outputs = [x_BTD]
-    for layer in stack.layers:
-        assert isinstance(layer, Layer)  # noqa: S101 - what the stack has put there
-        y_BTF, _ = layer(x_BTD, batch.lengths_B, reversal_BT, {})
-        x_BTD = layer.joined(x_BTD, y_BTF)
-        outputs.append(x_BTD)
-    return outputs
-
-
-def head_reads(model: SequenceModel, batch: Batch, y_BTF: Tensor) -> Tensor:
-    """Return what the head's weights read of states, (N, F): pooled rows, or all valid steps."""
-    if isinstance(model.head, PooledLinear):
-        return model.head.pooled(y_BTF, batch.lengths_B)
-    return valid_steps(batch, y_BTF)
-
-
-def valid_steps(batch: Batch, y_BTF: Tensor) -> Tensor:
-    """Return the features of all valid steps, (N, F)."""
-    steps_T = torch.arange(y_BTF.shape[1])
-    return y_BTF[steps_T < batch.lengths_B.unsqueeze(1)]
-
-
-def _read(model: SequenceModel, batch: Batch, y_BTF: Tensor, *, by_head: bool) -> Tensor:
-    return head_reads(model, batch, y_BTF) if by_head else valid_steps(batch, y_BTF)
 
 
 def _readers(config: ModelConfig, model: SequenceModel, number: int) -> list[str]:
@@ -140,14 +106,29 @@ def _readers(config: ModelConfig, model: SequenceModel, number: int) -> list[str
 
 
 def _fit(now_NF: Tensor, was_NF: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights (F', F) and bias (F',) of the ridge regression of F' features on F."""
+    """Return the weights (F', F) and bias (F',) of the ridge regression of F' features on F.
+
+    Its strength is that which predicts the last fifth from the others best: with few rows and many features the plain
+    least squares would fit the rows and nothing else.
+    """
     now, was = now_NF.double(), was_NF.double()
-    now_mean, was_mean = now.mean(0), was.mean(0)
-    centred = now - now_mean
+    some = max(1, len(now) * 4 // 5)
+
+    def miss(strength: float) -> float:
+        weight, bias = _ridge(now[:some], was[:some], strength)
+        return float((now[some:] @ weight.T + bias - was[some:]).square().sum())
+
+    weight, bias = _ridge(now, was, min(_STRENGTHS, key=miss))
+    return weight.float(), bias.float()
+
+
+def _ridge(now_NF: Tensor, was_NF: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    now_mean, was_mean = now_NF.mean(0), was_NF.mean(0)
+    centred = now_NF - now_mean
     gram = centred.T @ centred
-    gram += _RIDGE * (gram.diagonal().mean() + 1e-12) * torch.eye(len(gram), dtype=gram.dtype)
-    weight = torch.linalg.solve(gram, centred.T @ (was - was_mean)).T
-    return weight.float(), (was_mean - weight @ now_mean).float()
+    gram += strength * (gram.diagonal().mean() + 1e-12) * torch.eye(len(gram), dtype=gram.dtype)
+    weight = torch.linalg.solve(gram, centred.T @ (was_NF - was_mean)).T
+    return weight, was_mean - weight @ now_mean
 
 
 def _with_layers(config: ModelConfig, layers: int, residual: set[int]) -> ModelConfig:

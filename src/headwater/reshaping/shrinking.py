@@ -8,20 +8,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from headwater.axes import EMBEDDING, Axis
+from headwater.axes import EMBEDDING, Axes, Axis
 from headwater.checkpoint import ModelConfig
 from headwater.data.batches import Batch
-from headwater.model import SequenceModel
-from headwater.reshaping.layers import head_reads, layer_outputs, valid_steps
-from headwater.reshaping.widths import axes_of, keep_units, readers_norms, widths_of
-from headwater.weights import Weights, load_weights
+from headwater.reshaping.reading import what_is_read
+from headwater.reshaping.widths import Widths, axes_of, built, keep_units, widths_of
+from headwater.weights import Weights
 
 
 def shrink(config: ModelConfig, weights: Weights, smaller: ModelConfig, batch: Batch) -> Weights:
     """Return weights of a smaller model: of each space, the units that matter most.
 
-    A unit matters by the norm of the weights that read it, times the standard deviation of what it says over the
-    batch. What the others say on average is added to their readers' biases.
+    A unit matters by how much it moves what reads it: over all reading weights, the sum of their squares times the
+    variance, over the batch, of what they read. What the units that go say on average is added to their readers'
+    biases. The decoder of a language model gets no such repair for numbers of the embedding that go, and the candidate
+    of a GRU that resets before is given the mean of the state before its reset.
 
     Args:
         config: Of the model.
@@ -29,38 +30,39 @@ def shrink(config: ModelConfig, weights: Weights, smaller: ModelConfig, batch: B
         smaller: Of the new one: fewer units, or a shorter embedding.
         batch: Rows to measure on.
     """
-    model = config.build()
-    load_weights(model, weights)
-    axes, widths = axes_of(model, config), widths_of(model, config)
-    wanted = widths_of(smaller.build(), smaller)
-    outputs = layer_outputs(model, batch)
-    said = _said(model, batch, outputs)
-    norms = readers_norms(weights, axes, widths)
+    model = built(config, weights)
+    axes, widths, wanted = axes_of(model, config), widths_of(config), widths_of(smaller)
+    read = what_is_read(model, axes, batch)
+    matter = _how_much_units_matter(weights, axes, widths, read)
     kept = {
-        space: (norms[space] * said[space].std(0)).topk(wanted[space]).indices.sort().values
-        for space in widths
-        if wanted[space] < widths[space]
+        space: matter[space].topk(wanted[space]).indices.sort().values
+        for space, width in widths.items()
+        if wanted[space] < width
     }
-    means = {space: value.mean(0) for space, value in said.items()}
-    pooled_F = head_reads(model, batch, outputs[-1]).mean(0)
     repaired = dict(weights)
-    for name, axis in axes.items():
+    for name in read.keys() & weights.keys():
         bias = name.replace("weight", "bias")
-        if bias != name and bias in weights and axis[-1].reads:
-            mean_F = pooled_F if name.startswith("head.") else torch.cat([means[space] for space in axis[-1].spaces])
-            repaired[bias] = weights[bias] + weights[name] @ (mean_F * _lost(axis[-1], widths, kept))
+        mean_F = read[name].mean(0) * _gone(axes[name][-1], widths, kept)
+        repaired[bias] = weights[bias] + weights[name] @ mean_F
     return keep_units(repaired, axes, widths, kept)
 
 
-def _said(model: SequenceModel, batch: Batch, outputs: list[Tensor]) -> dict[str, Tensor]:
-    """Return what the units of each space say, (N, H); of layers that add up, the topmost one's."""
-    said = {EMBEDDING: valid_steps(batch, outputs[0])}
-    for spaces, y_BTF in zip(model.encoder.stack.spaces(), outputs[1:], strict=True):
-        said |= dict(zip(spaces, valid_steps(batch, y_BTF).chunk(len(spaces), 1), strict=True))
-    return said
+def _how_much_units_matter(weights: Weights, axes: Axes, widths: Widths, read: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a number for each unit of each space."""
+    matter = {space: torch.zeros(width) for space, width in widths.items()}
+    for name, of_name in axes.items():
+        for place, axis in enumerate(of_name):
+            if not axis.reads:
+                continue
+            variance_F = read[EMBEDDING if axis.spaces == (EMBEDDING,) else name].var(0, unbiased=False)
+            squares_F = weights[name].square().movedim(place, 0).reshape(len(variance_F), -1).sum(1)
+            parts = torch.split(squares_F * variance_F, [widths[space] for space in axis.spaces])
+            for space, part in zip(axis.spaces, parts, strict=True):
+                matter[space] += part
+    return matter
 
 
-def _lost(axis: Axis, widths: dict[str, int], kept: dict[str, Tensor]) -> Tensor:
+def _gone(axis: Axis, widths: Widths, kept: dict[str, Tensor]) -> Tensor:
     """Return 1 where an axis holds a unit that goes, else 0."""
     parts = []
     for space in axis.spaces:

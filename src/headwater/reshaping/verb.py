@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -15,20 +16,22 @@ from headwater.comparison import Comparison
 from headwater.config import RunOptions
 from headwater.data.batches import Batch, batch_of
 from headwater.data.examples import Examples
-from headwater.data.rows import Rows, read_rows
-from headwater.errors import ConfigError
+from headwater.data.rows import LEAST_HELD_OUT, Rows, hold_out, read_rows
+from headwater.errors import ConfigError, DataError
 from headwater.features.text import SPECIAL
-from headwater.model import SequenceModel
+from headwater.model import MOST_UNITS, SequenceModel
 from headwater.reshaping.layers import drop_layer, insert_layer
 from headwater.reshaping.shrinking import shrink
-from headwater.reshaping.widths import grow
+from headwater.reshaping.widths import built, grow
 from headwater.stage import Outcome, run_stage
 from headwater.tasks import task_class
 from headwater.tasks.classification import PooledLinear
-from headwater.weights import Weights, load_weights
+from headwater.weights import Weights
 
 _MOST_TOKENS, _MOST_STEPS = 50_000, 2_000
 """Padded tokens that a repair is fitted on, and steps whose logits are compared where each step has some."""
+_MEASURED = 0.3
+"""Share of the rows that repairs aren't fitted on, for the figures."""
 _EXACT = 1e-5
 """The largest difference of a number that the head puts out, times the largest number, that rounding explains."""
 
@@ -42,14 +45,14 @@ class ReshapeOptions(RunOptions):
     """Put in a layer above this one, counted from 1; the function stays the same."""
     bidirectional: bool = False
     """Add a backward direction to each layer; the function stays the same."""
-    hidden_size: Annotated[int, Field(ge=0)] = 0
+    hidden_size: Annotated[int, Field(ge=0, le=MOST_UNITS)] = 0
     """Units of each layer and direction: with more the function stays the same, with fewer the most important ones on
     `--data` stay; 0 leaves them as they are."""
-    embedding_size: Annotated[int, Field(ge=0)] = 0
+    embedding_size: Annotated[int, Field(ge=0, le=MOST_UNITS)] = 0
     """Numbers a token is embedded into; as for the units."""
     data: str | None = None
-    """Rows to fit repairs on and to compare both models on: a file, or `card:NAME/SPLIT`; a classifier's are labelled.
-    Only what is put in or widened can do without."""
+    """Rows to fit repairs on, and others of them to compare both models on: a file, or `card:NAME/SPLIT`; a
+    classifier's are labelled. What is put in or widened can do without."""
     text: str = "text"
     """The column that holds the text."""
     label: str = "label"
@@ -121,27 +124,36 @@ def _work(checkpoint: Checkpoint, options: ReshapeOptions) -> Outcome:
     before = checkpoint.config
     if checkpoint.personal:
         raise ConfigError("the checkpoint holds clients' own weights of the old shape: reshape first, then personalize")
-    _check(before, options)
-    rows = _rows(checkpoint, options)
-    batch = _random_batch(before, options.seed) if rows is None else _batch(checkpoint, rows)
+    inexact = _check(before, options)
+    fitted, measured = _rows(checkpoint, options, apart=inexact)
+    batch = _random_batch(before, options.seed) if fitted is None else _batch(checkpoint, fitted, options.seed)
     surgery = _Surgery(before.model_copy(update={"compression": ""}), checkpoint.weights(), options.seed)
     surgery.operate(options, batch)
-    model = surgery.config.build()
-    load_weights(model, surgery.weights)
+    model = built(surgery.config, surgery.weights)
     made = Checkpoint(surgery.config, checkpoint.featurizer, {}, checkpoint.lineage).with_model(model)
     notes = [_shapes(before, made.config)]
-    if checkpoint.config.task["name"] != "representation":
-        notes.append(_difference(checkpoint.model(), model, batch, surgery, measured=rows is not None))
+    if before.compression:
+        notes.append(f"The {before.compression} weights became float32.")
     facts: dict[str, Any] = {"device": "cpu", "notes": notes}
-    if rows is not None and checkpoint.labels:
-        before_NK, after_NK = checkpoint.probabilities(rows), made.probabilities(rows)
-        facts |= Comparison.of(rows, checkpoint.labels, before_NK, after_NK).facts()
-    elif rows is not None:
-        facts["data"] = [rows.use("test")]
+    if before.task["name"] != "representation":
+        compared = batch if measured is None else _batch(checkpoint, measured, options.seed)
+        notes.append(_difference(checkpoint.model(), model, compared, surgery, random=measured is None))
+    elif options.drop_layer == before.encoder.layers:
+        notes.append("Nothing reads the last layer of a representation: it was taken out, and nothing makes up for it.")
+    if measured is not None and checkpoint.labels:
+        before_NK, after_NK = checkpoint.probabilities(measured), made.probabilities(measured)
+        facts |= Comparison.of(measured, checkpoint.labels, before_NK, after_NK).facts()
+    if fitted is not None and measured is not None:
+        facts["data"] = ([fitted.use("train")] if inexact else []) + [measured.use("test")]
     return Outcome(made, facts, (checkpoint,))
 
 
-def _check(config: ModelConfig, options: ReshapeOptions) -> None:
+def _check(config: ModelConfig, options: ReshapeOptions) -> bool:
+    """Return whether some change can't keep the function exactly.
+
+    Raises:
+        ConfigError: Nothing would change, or something can't.
+    """
     changes = ("drop_layer", "insert_layer", "bidirectional", "hidden_size", "embedding_size")
     if not any(getattr(options, name) for name in changes):
         raise ConfigError("nothing to change: give --hidden-size, --embedding-size, --insert-layer, ...")
@@ -149,26 +161,44 @@ def _check(config: ModelConfig, options: ReshapeOptions) -> None:
         raise ConfigError("the model reads in both directions already: leave --bidirectional out")
     if options.bidirectional and task_class(str(config.task["name"])).one_direction:
         raise ConfigError(f"a {config.task['name']} model must not read ahead: leave --bidirectional out")
-    smaller = [n for n in ("hidden_size", "embedding_size") if 0 < getattr(options, n) < getattr(config.encoder, n)]
-    inexact = (["drop_layer"] if options.drop_layer else []) + smaller
+    sizes = {
+        name: (getattr(options, name), getattr(config.encoder, name)) for name in ("hidden_size", "embedding_size")
+    }
+    for name, (wanted, there) in sizes.items():
+        if wanted == there:
+            raise ConfigError(f"the model's {name} is {there} already: leave --{name.replace('_', '-')} out")
+    inexact = [name for name, (wanted, there) in sizes.items() if 0 < wanted < there]
+    inexact += ["drop_layer"] if options.drop_layer else []
     if inexact and options.data is None:
         flag = "--" + inexact[0].replace("_", "-")
         raise ConfigError(f"{flag} can't keep the function exactly and needs rows to stay close to it: add --data FILE")
+    return bool(inexact)
 
 
-def _rows(checkpoint: Checkpoint, options: ReshapeOptions) -> Rows | None:
+def _rows(checkpoint: Checkpoint, options: ReshapeOptions, *, apart: bool) -> tuple[Rows | None, Rows | None]:
+    """Return the rows to fit repairs on and those to measure on; `apart`: others, which the repairs haven't seen."""
     if options.data is None:
-        return None
+        return None, None
     rows = read_rows(options.data, text=options.text, label=options.label if checkpoint.labels else None)
     if checkpoint.labels:
         rows.targets(checkpoint.labels)
-    return rows
+    if not apart:
+        return rows, rows
+    fitted, measured = hold_out(rows, _MEASURED, options.seed)
+    if not len(measured):
+        least = math.ceil(LEAST_HELD_OUT / _MEASURED)
+        raise DataError(
+            f"{options.data} has {len(rows)} rows: to fit on some and measure on others give {least} at least"
+        )
+    return fitted, measured
 
 
-def _batch(checkpoint: Checkpoint, rows: Rows) -> Batch:
+def _batch(checkpoint: Checkpoint, rows: Rows, seed: int) -> Batch:
+    """Return rows drawn from all: in a file they may be sorted."""
     examples = rows.encode(checkpoint.featurizer, checkpoint.labels)
-    padded = np.maximum.accumulate(examples.lengths_N) * np.arange(1, len(examples) + 1)
-    return batch_of(examples, np.arange(max(1, int((padded <= _MOST_TOKENS).sum()))))
+    order = np.random.default_rng(seed).permutation(len(examples))
+    padded = np.maximum.accumulate(examples.lengths_N[order]) * np.arange(1, len(examples) + 1)
+    return batch_of(examples, order[: max(1, int((padded <= _MOST_TOKENS).sum()))])
 
 
 def _random_batch(config: ModelConfig, seed: int) -> Batch:
@@ -188,7 +218,7 @@ def _shapes(before: ModelConfig, after: ModelConfig) -> str:
     return f"From {say(before)} to {say(after)}."
 
 
-def _difference(old: SequenceModel, new: SequenceModel, batch: Batch, surgery: _Surgery, *, measured: bool) -> str:
+def _difference(old: SequenceModel, new: SequenceModel, batch: Batch, surgery: _Surgery, *, random: bool) -> str:
     """Return what the largest difference is.
 
     Raises:
@@ -201,7 +231,7 @@ def _difference(old: SequenceModel, new: SequenceModel, batch: Batch, surgery: _
             f"the new model's logits differ by up to {largest:.2g} where they must be the same: "
             f"the axes of the task {surgery.config.task['name']!r} or of the cell are wrong"
         )
-    rows = f"{len(batch.lengths_B):,} rows" if measured else f"{len(batch.lengths_B)} rows of random tokens"
+    rows = f"{len(batch.lengths_B):,} rows" + " of random tokens" * random
     return f"The largest difference of a logit to the old model's on {rows} is {largest:.2g}."
 
 

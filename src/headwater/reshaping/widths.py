@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from headwater.axes import EMBEDDING, Axes, Axis
+from headwater.cells.stack import spaces
 from headwater.checkpoint import ModelConfig
 from headwater.model import SequenceModel
-from headwater.weights import Weights, weights_of
+from headwater.weights import Weights, load_weights, weights_of
 
 Widths = Mapping[str, int]
 """How many units each space has."""
@@ -33,10 +34,21 @@ def axes_of(model: SequenceModel, config: ModelConfig) -> Axes:
     return axes | {f"head.{name}": axis for name, axis in head.items()}
 
 
-def widths_of(model: SequenceModel, config: ModelConfig) -> dict[str, int]:
+def widths_of(config: ModelConfig) -> dict[str, int]:
     """Return how many units each space of a model has."""
-    made = {space: config.encoder.hidden_size for spaces in model.encoder.stack.spaces() for space in spaces}
-    return made | {EMBEDDING: config.encoder.embedding_size}
+    encoder = config.encoder
+    made = spaces(encoder.layers, config.residual_layers, bidirectional=encoder.bidirectional)
+    units = {space: encoder.hidden_size for of_layer in made for space in of_layer}
+    return units | {EMBEDDING: encoder.embedding_size}
+
+
+def built(config: ModelConfig, weights: Weights | None = None, seed: int = 0) -> SequenceModel:
+    """Return a model with these weights, else drawn from the seed; the global generator stays where it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = config.build()
+    load_weights(model, weights or {})
+    return model.eval()
 
 
 def grow(config: ModelConfig, weights: Weights, larger: ModelConfig, seed: int) -> Weights:
@@ -48,11 +60,8 @@ def grow(config: ModelConfig, weights: Weights, larger: ModelConfig, seed: int) 
         larger: Of the new model: more units, a longer embedding, a backward direction beside the forward one.
         seed: Draws the new units.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = larger.build()
-        old = config.build()
-    axes, before, after = axes_of(model, larger), widths_of(old, config), widths_of(model, larger)
+    model = built(larger, seed=seed)
+    axes, before, after = axes_of(model, larger), widths_of(config), widths_of(larger)
     return {
         name: _grown(weights.get(name), fresh, axes[name], before, after) for name, fresh in weights_of(model).items()
     }
@@ -97,16 +106,3 @@ def _places(axis: Axis, widths: Widths, kept: Mapping[str, Tensor]) -> Tensor:
         places.append(start + kept.get(space, torch.arange(widths[space])))
         start += widths[space]
     return torch.cat(places)
-
-
-def readers_norms(weights: Weights, axes: Axes, widths: Widths) -> dict[str, Tensor]:
-    """Return for each unit of each space the L2 norm of all weights that read it."""
-    squares = {space: torch.zeros(width) for space, width in widths.items()}
-    for name, value in weights.items():
-        for place, axis in enumerate(axes[name]):
-            if axis.reads:
-                column = value.square().movedim(place, 0).reshape(value.shape[place], -1).sum(1)
-                parts = torch.split(column, [widths[space] for space in axis.spaces])
-                for space, part in zip(axis.spaces, parts, strict=True):
-                    squares[space] += part
-    return {space: value.sqrt() for space, value in squares.items()}
