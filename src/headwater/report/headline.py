@@ -15,6 +15,7 @@ from headwater.statistics import mean_and_spread
 
 NOUNS = {
     "pretrain": ("pre-training", "pre-trainings"),
+    "import": ("import", "imports"),
     "transfer": ("transfer run", "transfer runs"),
     "federate": ("federation", "federations"),
     "personalize": ("personalization", "personalizations"),
