@@ -28,7 +28,7 @@ ALIASES = {
 
 
 def read_vocabulary(path: Path, rows: int) -> dict[str, int]:
-    """Read which row of the embedding each token has.
+    """Read which row of the embedding each token has, in the order of the rows.
 
     Args:
         path: `.json`: a list of tokens in the order of the rows, or a dict of token to row, counted from 0. Any other
@@ -76,7 +76,7 @@ def _checked(pairs: Iterable[tuple[object, object]], path: Path, rows: int) -> d
         made[token] = row
     if len(set(made.values())) != len(made):
         raise DataError(f"{path} gives one row of the embedding to several tokens")
-    return made
+    return dict(sorted(made.items(), key=lambda pair: pair[1]))
 
 
 def adopt(
