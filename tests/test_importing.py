@@ -23,6 +23,7 @@ from headwater.cli import main
 from headwater.errors import CheckpointError, ConfigError, DataError, HeadwaterError
 from headwater.features.text import BEGIN, END, PAD, SPECIAL, UNKNOWN
 from headwater.importing import ImportOptions, import_weights
+from headwater.pretrained.weight_file import FORMATS
 from headwater.records import StageRecord
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.verb import transfer
@@ -119,6 +120,22 @@ def test_the_command_prints_what_matched_and_its_checkpoint_is_transferred(tmp_p
     assert StageRecord.load(tmp_path / "new").coverage.copied == len(WORDS)
 
 
+def test_options_come_from_a_file_and_a_journey_imports_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save(Network(nn.GRU).state_dict(), tmp_path)
+    write_vocabulary(tmp_path)
+    stage = '[[stage]]\nname = "theirs"\nverb = "import"\nvocabulary = "vocabulary.json"\n'
+    (tmp_path / "v.toml").write_text('vocabulary = "vocabulary.json"\n')
+    assert main(["import", "weights.pt", "--config", "v.toml", "--out", "model", "--quiet"]) == 0
+    (tmp_path / "j.toml").write_text(stage + 'from = "weights.pt"\n')
+    assert main(["run", "j.toml", "--out", "runs", "--jobs", "1", "--quiet"]) == 0
+    assert Checkpoint.load("runs/theirs").identity == Checkpoint.load("model").identity
+    for given, message in (("", "import starts from a file: add from = 'FILE'"), ('from = "none.pt"', "is no file")):
+        (tmp_path / "j.toml").write_text(stage + given)
+        assert main(["run", "j.toml", "--out", "more"]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_resumed_import_is_that_of_the_same_file(tmp_path):
     path = save(Network(nn.GRU).state_dict(), tmp_path)
     identity = bring_in(path).identity
@@ -199,6 +216,16 @@ def test_a_file_cut_short_is_refused(kind, tmp_path):
 def test_a_file_without_recurrent_layers_is_refused(kind, tmp_path):
     path = save({"conv.weight": torch.zeros(2, 2)}, tmp_path, kind)
     with pytest.raises(CheckpointError, match="no recurrent layers: none of its 1 tensors.*'conv.weight'"):
+        bring_in(path)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_refuses_what_is_none_of_it(suffix, tmp_path):
+    if suffix in (".h5", ".hdf5"):
+        pytest.importorskip("h5py")
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(b"PK\x03\x04 nothing of the kind")
+    with pytest.raises(CheckpointError, match=rf"weights\{suffix} isn't a whole"):
         bring_in(path)
 
 

@@ -128,7 +128,7 @@ def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
 _SUBJECT_HELP = {
     "CHECKPOINT": "the folder of a checkpoint, or pretrained:NAME",
     "CHECKPOINT_OR_ARTIFACT": "the folder of a checkpoint or of an exported artifact",
-    "FILE": "a file of weights: .safetensors, .pt or .pth, .npz, .h5",
+    "FILE": "a file of weights: .safetensors, .pt or .pth, .npz, .h5, .onnx",
 }
 
 

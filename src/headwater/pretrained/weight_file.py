@@ -24,6 +24,7 @@ FORMATS = {
     ".npz": "headwater.pretrained.torch_names:read_numpy",
     ".h5": "headwater.pretrained.keras_file:read_keras",
     ".hdf5": "headwater.pretrained.keras_file:read_keras",
+    ".onnx": "headwater.pretrained.onnx_file:read_onnx",
 }
 """By a file's suffix: reads a path into a `WeightFile`."""
 CELL_BY_GATES = {1: "", 3: "gru", 4: "lstm"}
@@ -73,11 +74,13 @@ class WeightFile:
         tensors: All tensors, as they are stored.
         stacks: By name; for torch's names the part before ``weight_ih_l0``.
         convention: How its weights become ours, a sentence for people.
+        looked_up: Tensors whose rows the file itself says are looked up, whatever they are called.
     """
 
     tensors: Weights
     stacks: dict[str, Stack]
     convention: str
+    looked_up: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,7 @@ def _embedding_name(file: WeightFile, given: str, size: int) -> str:
                 f"the embedding {given!r} has {file.tensors[given].shape[1]} columns, the first layer reads {size}"
             )
         return given
-    named = [name for name in matrices if _EMBEDDING.fullmatch(name)]
+    named = [name for name in matrices if name in file.looked_up or _EMBEDDING.fullmatch(name)]
     fitting = [name for name in named if file.tensors[name].shape[1] == size]
     if len(fitting) == 1:
         return fitting[0]

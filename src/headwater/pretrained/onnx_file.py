@@ -1,0 +1,147 @@
+"""ONNX graphs: their recurrent operators' weights in torch's layout; the graph itself is never run.
+
+=======  ==========================================================================================
+W, R, B  (N, GH, D), (N, GH, H), (N, 2GH) for N directions; B holds the inputs' biases, then the states'
+LSTM     gates i, o, f, c
+GRU      gates z, r, h; `linear_before_reset` = 1 resets after the product, 0 (the default) before it
+RNN      one activation
+=======  ==========================================================================================
+
+Source: the ONNX operators' specification, https://onnx.ai/onnx/operators/.
+
+Shapes: N directions, D input, H hidden, G gates.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.errors import CheckpointError
+from headwater.pretrained.weight_file import RecurrentLayer, Stack, WeightFile, floats
+from headwater.weights import Weights
+
+_ORDERS = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
+"""The operator's gate for each of torch's gates."""
+_ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
+_PEEPHOLES = 7
+"""The place of an LSTM's peephole weights among the inputs."""
+
+
+def read_onnx(path: Path) -> WeightFile:
+    """Read a graph; each recurrent operator is a stack of its own, under the node's name.
+
+    Raises:
+        CheckpointError: It is damaged, or its numbers lie in other files.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load_model_from_string(path.read_bytes()).graph
+        tensors = {value.name: _tensor(value) for value in graph.initializer if value.data_type in _floating()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # protobuf and numpy raise several kinds
+        raise CheckpointError(f"{path} isn't a whole ONNX file ({type(error).__name__}: {error})") from error
+    stacks = {}
+    for number, node in enumerate(graph.node):
+        if node.op_type in _ORDERS and node.domain in ("", "ai.onnx"):
+            used = [name for name in node.input[1:4] if name in tensors]
+            stacks[node.name or f"{node.op_type}_{number}"] = Stack(used, functools.partial(_read_node, node, tensors))
+    looked_up = {node.input[0] for node in graph.node if node.op_type == "Gather" and node.input}
+    convention = "ONNX's gates were put into torch's order, and its two biases apart."
+    return WeightFile(tensors, stacks, convention, frozenset(looked_up & tensors.keys()))
+
+
+def _floating() -> set[int]:
+    from onnx import TensorProto
+
+    return {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+
+
+def _tensor(value: Any) -> Tensor:
+    from onnx import TensorProto, numpy_helper
+
+    if value.data_location == TensorProto.EXTERNAL:
+        raise CheckpointError(f"the numbers of {value.name[:80]!r} lie in another file: save the model in one")
+    return torch.from_numpy(numpy_helper.to_array(value).astype(np.float32))
+
+
+def _read_node(node: Any, tensors: Weights) -> Sequence[RecurrentLayer]:
+    from onnx import helper
+
+    settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    weight_NGD, recurrent_NGH, bias_N2G = (_input(node, place, tensors) for place in (1, 2, 3))
+    order = _ORDERS[node.op_type]
+    assert weight_NGD is not None  # noqa: S101 - only a bias may be missing
+    assert recurrent_NGH is not None  # noqa: S101 - the same
+    count, rows, hidden = (*recurrent_NGH.shape, 0, 0, 0)[:3]
+    sizes = [tuple(value.shape) for value in (weight_NGD, recurrent_NGH, bias_N2G) if value is not None]
+    fits = recurrent_NGH.ndim == weight_NGD.ndim == 3 and weight_NGD.shape[:2] == (count, rows)
+    if not fits or rows != len(order) * hidden or count not in (1, 2) or sizes[2:] not in ([], [(count, 2 * rows)]):
+        raise CheckpointError(
+            f"the node {node.name!r} has weights of {', '.join(map(str, sizes))}, where (N, GH, D), (N, GH, H) and "
+            f"(N, 2GH) with {len(order)} gates were expected"
+        )
+    bias_N2G = torch.zeros(count, 2 * rows) if bias_N2G is None else bias_N2G
+    directions = [
+        {
+            "weight_ih": _ordered(weight_NGD[side], order),
+            "weight_hh": _ordered(recurrent_NGH[side], order),
+            "bias_ih": _ordered(bias_N2G[side, :rows], order),
+            "bias_hh": _ordered(bias_N2G[side, rows:], order),
+        }
+        for side in range(count)
+    ]
+    activations = [value.decode().lower() for value in settings.get("activations", ())]
+    relu = activations == ["relu"] * count and node.op_type == "RNN"
+    cell = {
+        "LSTM": "lstm",
+        "GRU": "gru" if settings.get("linear_before_reset") else "gru_reset_before",
+        "RNN": "rnn_relu" if relu else "rnn",
+    }[node.op_type]
+    usual = [] if relu else list(_ACTIVATIONS[node.op_type]) * count
+    return [RecurrentLayer(directions, cell, tuple(_doubts(node, settings, activations or usual, usual, tensors)))]
+
+
+def _input(node: Any, place: int, tensors: Weights) -> Tensor | None:
+    """Return the tensor of an input; None for a bias that is left out."""
+    name = node.input[place] if len(node.input) > place else ""
+    if not name and place == 3:
+        return None
+    if name not in tensors:
+        raise CheckpointError(
+            f"the node {node.name!r} takes its weights from {name[:80]!r}, which is no floating-point constant of the "
+            "graph: save the model with its constants folded, and before it is quantized"
+        )
+    return floats(tensors[name], name)
+
+
+def _ordered(gates: Tensor, order: Sequence[int]) -> Tensor:
+    blocks = gates.chunk(len(order))
+    return torch.cat([blocks[gate] for gate in order]).contiguous()
+
+
+def _doubts(
+    node: Any, settings: Mapping[str, Any], activations: list[str], usual: list[str], tensors: Weights
+) -> list[str]:
+    doubts = []
+    if activations != usual and usual:
+        doubts.append(f"{node.name!r} has the activations {activations}, the cell {usual}")
+    if settings.get("direction", b"forward") == b"reverse":
+        doubts.append(f"{node.name!r} reads backwards")
+    if settings.get("clip"):
+        doubts.append(f"{node.name!r} clips what its activations read at {settings['clip']:g}")
+    if settings.get("input_forget"):
+        doubts.append(f"{node.name!r} couples its input and forget gates")
+    if len(node.input) > _PEEPHOLES and node.input[_PEEPHOLES]:
+        doubts.append(f"{node.name!r} has peepholes")
+    if any(name in tensors and bool(tensors[name].any()) for name in node.input[5:7]):
+        doubts.append(f"{node.name!r} starts from a state of its own, the cell from zeros")
+    return doubts
