@@ -97,6 +97,15 @@ def test_what_surrounds_the_weights_is_looked_through(tmp_path):
     assert left == "Left in the file: 'state.model.head.weight', 'state.model.head.bias'."
 
 
+def test_weights_that_lie_in_one_buffer_are_parted(tmp_path):
+    network = Network(nn.LSTM, layers=2)
+    tensors = network.state_dict()
+    buffer = torch.cat([value.flatten() for value in tensors.values()])
+    parts = buffer.split([value.numel() for value in tensors.values()])
+    views = {name: part.view(value.shape) for (name, value), part in zip(tensors.items(), parts, strict=True)}
+    assert_equal_states(bring_in(save(views | {"tied": views["embedding.weight"]}, tmp_path)), network)
+
+
 def test_the_command_prints_what_matched_and_its_checkpoint_is_transferred(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     network = Network(nn.LSTM, both=True)
@@ -175,6 +184,7 @@ def put(name, value):
         (put("embedding.weight", torch.zeros(12, 7)), {}, "named so: 'embedding.weight'"),
         (put("embedding.weight", torch.full((12, 6), torch.inf)), {}, "'embedding.weight' holds numbers"),
         (None, {"embedding": "head.weight"}, "'head.weight' has 10 columns"),
+        (None, {"embedding": "rnn.weight_ih_l0"}, "no matrix has this name"),
         (None, {"embedding": "head.wieght"}, "did you mean 'head.weight'"),
         (None, {"prefix": "rnm"}, "did you mean 'rnn'"),
         (None, {"cell": "gru"}, "the file says that the layers are 'lstm'"),
@@ -215,7 +225,7 @@ def test_a_file_cut_short_is_refused(kind, tmp_path):
 @pytest.mark.parametrize("kind", SAVE)
 def test_a_file_without_recurrent_layers_is_refused(kind, tmp_path):
     path = save({"conv.weight": torch.zeros(2, 2)}, tmp_path, kind)
-    with pytest.raises(CheckpointError, match="no recurrent layers: none of its 1 tensors.*'conv.weight'"):
+    with pytest.raises(CheckpointError, match="no recurrent layers under .*its tensors are 'conv.weight'"):
         bring_in(path)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from headwater.cells import cell_class
@@ -123,8 +124,8 @@ def read_weight_file(path: Path) -> WeightFile:
     found: WeightFile = read(path)
     if not found.stacks:
         raise CheckpointError(
-            f"{path} holds no recurrent layers: none of its {len(found.tensors)} tensors has a name such as "
-            f"'lstm.weight_ih_l0'; it has {listed(found.tensors) or 'none'}"
+            f"{path} holds no recurrent layers under the names of torch.nn, Keras or ONNX; its tensors are "
+            f"{listed(found.tensors) or 'none'}"
         )
     return found
 
@@ -172,7 +173,7 @@ def describe(file: WeightFile, choice: Choice) -> list[str]:
 
 
 def floats(value: Tensor, name: str) -> Tensor:
-    """Return a tensor in float32.
+    """Return a copy of a tensor in float32; those of a module may be parts of one buffer, which no checkpoint has.
 
     Raises:
         CheckpointError: It holds other things than finite numbers with a fraction.
@@ -182,7 +183,7 @@ def floats(value: Tensor, name: str) -> Tensor:
     made = value.float()
     if not bool(made.isfinite().all()):
         raise CheckpointError(f"{name!r} holds numbers that aren't finite in float32")
-    return made.contiguous()
+    return made.clone(memory_format=torch.contiguous_format)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -258,7 +259,10 @@ def _check_sizes(layers: Sequence[RecurrentLayer], cell: str) -> int:
 
 
 def _embedding_name(file: WeightFile, given: str, size: int) -> str:
-    matrices = [name for name, value in file.tensors.items() if value.ndim == 2 and value.shape[0]]
+    recurrent = {name for stack in file.stacks.values() for name in stack.names}
+    matrices = [
+        name for name, value in file.tensors.items() if value.ndim == 2 and len(value) and name not in recurrent
+    ]
     if given:
         if given not in matrices:
             raise ConfigError(f"embedding = {given!r}: no matrix has this name{did_you_mean(given, matrices)}")
