@@ -3,7 +3,10 @@
 Shapes: T time, D input, H hidden, G gates.
 """
 
+import importlib.util
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 from foreign_weights import TEXTS, WORDS, bring_in, numbers, states_of
 
 from headwater.errors import CheckpointError, ConfigError, MissingDependency
+from headwater.pretrained import keras_file
 from headwater.records import StageRecord
 
 h5py = pytest.importorskip("h5py")
@@ -291,8 +295,15 @@ def test_a_file_cut_short_is_refused(tmp_path):
             bring_in(path)
 
 
+def test_a_file_that_crashes_the_library_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "k.h5", {"rnn": cell_of(draw(4))})
+    monkeypatch.setattr(keras_file, "_read_file", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(CheckpointError, match=r"k\.h5 isn't a whole HDF5 file of Keras \(WorkerError"):
+        bring_in(path)
+
+
 def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "k.h5", {"rnn": cell_of(draw(4))})
-    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match=r"pip install 'headwater\[keras\]'"):
         bring_in(path)

@@ -167,3 +167,11 @@ def test_a_file_cut_short_is_refused(tmp_path):
         path.write_bytes(data[:length])
         with pytest.raises(CheckpointError, match=r"model\.onnx (isn't a whole ONNX file|holds no recurrent layers)"):
             bring_in(path)
+
+
+@pytest.mark.parametrize("name", [b"table", b"layer_0", b"W_0"])
+def test_a_name_that_is_no_text_is_refused(name, tmp_path):
+    path = save(tmp_path)
+    path.write_bytes(path.read_bytes().replace(name, b"\xff" + name[1:]))
+    with pytest.raises(CheckpointError, match=r"model\.onnx isn't a whole ONNX file"):
+        bring_in(path)

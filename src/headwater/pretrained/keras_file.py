@@ -16,6 +16,7 @@ Shapes: D input, H hidden, G gates.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,11 +26,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headwater.errors import CheckpointError, MissingDependency
 from headwater.pretrained.weight_file import CELL_BY_GATES, EXPANSION, RecurrentLayer, Stack, WeightFile, floats
 from headwater.weights import Weights
+from headwater.workers import Workers
+
+Array = NDArray[np.float32]
 
 _PARTS = {"kernel": "kernel", "recurrent_kernel": "recurrent", "bias": "bias"}
 _CLASSES = {"LSTM", "GRU", "SimpleRNN", "CuDNNLSTM", "CuDNNGRU"}
@@ -55,31 +60,37 @@ def read_keras(path: Path) -> WeightFile:
         CheckpointError: It is damaged, links to other files, or isn't laid out as Keras 2 does.
         MissingDependency: h5py isn't installed.
     """
+    if importlib.util.find_spec("h5py") is None:
+        raise MissingDependency("h5py", extra="keras", purpose="reading HDF5 files of Keras")
     try:
-        import h5py
-    except ImportError as error:
-        raise MissingDependency("h5py", extra="keras", purpose="reading HDF5 files of Keras") from error
-    try:
-        with h5py.File(path, "r") as file:
-            descriptions = _descriptions(file.attrs.get("model_config"))
-            whole = file.get("model_weights", getlink=True) is not None  # a file of weights alone has no such group
-            layers = _read_layers(_inner(file, "model_weights") if whole else file, path)
+        # The HDF5 library crashes on some damaged files: then only this process of its own ends.
+        with Workers(1, _read_file) as workers:
+            ((_, (descriptions, layers)),) = workers.answers([path])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # h5py raises several kinds
         raise CheckpointError(f"{path} isn't a whole HDF5 file of Keras ({type(error).__name__}: {error})") from error
-    stacks = {
-        layer: Stack(tuple(found), functools.partial(_read_layer, layer, found, descriptions.get(layer)))
-        for layer, found in layers.items()
-        if "recurrent" in map(_part, found)
-    }
-    tensors = {name: value for found in layers.values() for name, value in found.items()}
+    tensors = {name: torch.from_numpy(value) for found in layers.values() for name, value in found.items()}
+    stacks = {}
+    for layer, found in layers.items():
+        if "recurrent" in map(_part, found):
+            own = {name: tensors[name] for name in found}
+            stacks[layer] = Stack(tuple(found), functools.partial(_read_layer, layer, own, descriptions.get(layer)))
     convention = "Keras's kernels were turned, and a GRU's gates put from the order z, r, h into r, z, n."
     return WeightFile(tensors, stacks, convention)
 
 
-def _read_layers(root: Any, path: Path) -> dict[str, Weights]:
-    """Return the tensors of each layer, in the file's order, with the layer's name before theirs."""
+def _read_file(path: Path) -> tuple[dict[str, _Description], dict[str, dict[str, Array]]]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        descriptions = _descriptions(file.attrs.get("model_config"))
+        whole = file.get("model_weights", getlink=True) is not None  # a file of weights alone has no such group
+        return descriptions, _read_layers(_inner(file, "model_weights") if whole else file, path)
+
+
+def _read_layers(root: Any, path: Path) -> dict[str, dict[str, Array]]:
+    """Return the arrays of each layer, in the file's order, with the layer's name before theirs."""
     if "layer_names" not in root.attrs:
         raise CheckpointError("it has no layer_names, which Keras's model.save('x.h5') writes: save it so")
     datasets: dict[str, dict[str, Any]] = {}
@@ -95,7 +106,7 @@ def _read_layers(root: Any, path: Path) -> dict[str, Weights]:
     size = sum(dataset.nbytes for found in datasets.values() for dataset in found.values())
     if size > EXPANSION * path.stat().st_size + 2**20:
         raise CheckpointError(f"it unpacks to more than {EXPANSION} times its size: refused")
-    return {layer: {name: _tensor(dataset) for name, dataset in found.items()} for layer, found in datasets.items()}
+    return {layer: {name: _array(dataset) for name, dataset in found.items()} for layer, found in datasets.items()}
 
 
 def _texts(values: Any) -> list[str]:
@@ -113,8 +124,8 @@ def _inner(group: Any, path: str) -> Any:
     return group
 
 
-def _tensor(dataset: Any) -> Tensor:
-    return torch.from_numpy(np.array(dataset[()], dtype=np.float32))
+def _array(dataset: Any) -> Array:
+    return np.array(dataset[()], dtype=np.float32)
 
 
 def _descriptions(text: Any) -> dict[str, _Description]:
