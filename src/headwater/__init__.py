@@ -2,6 +2,7 @@
 
 The verbs of the command line are functions here: ``pretrain(PretrainOptions(...))``,
 ``transfer(checkpoint, TransferOptions(...))``, and so on; `Checkpoint.load` opens what they wrote.
+(`import` is a word of Python's own: its function is `import_weights`.)
 Names are imported when they are first used, so that light work (a report, ``--help``) needs no torch.
 """
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from headwater.federated.options import FederateOptions
     from headwater.federated.personalization import PersonalizeOptions, personalize
     from headwater.federated.verb import federate
+    from headwater.importing import ImportOptions, import_weights
     from headwater.journey import run_journey
     from headwater.prediction import EvaluateOptions, PredictOptions, evaluate, load_predictor, predict
     from headwater.pretrained import open_checkpoint
@@ -39,6 +41,7 @@ _HOMES = {
     "ExportOptions": "headwater.deployment.verb",
     "FederateOptions": "headwater.federated.options",
     "HeadwaterError": "headwater.errors",
+    "ImportOptions": "headwater.importing",
     "PersonalizeOptions": "headwater.federated.personalization",
     "PredictOptions": "headwater.prediction",
     "PretrainOptions": "headwater.pretraining",
@@ -51,6 +54,7 @@ _HOMES = {
     "evaluate": "headwater.prediction",
     "export": "headwater.deployment.verb",
     "federate": "headwater.federated.verb",
+    "import_weights": "headwater.importing",
     "load_predictor": "headwater.prediction",
     "open_checkpoint": "headwater.pretrained",
     "personalize": "headwater.federated.personalization",
@@ -72,6 +76,7 @@ __all__ = [
     "ExportOptions",
     "FederateOptions",
     "HeadwaterError",
+    "ImportOptions",
     "PersonalizeOptions",
     "PredictOptions",
     "PretrainOptions",
@@ -84,6 +89,7 @@ __all__ = [
     "evaluate",
     "export",
     "federate",
+    "import_weights",
     "load_predictor",
     "open_checkpoint",
     "personalize",

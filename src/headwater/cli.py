@@ -128,6 +128,7 @@ def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
 _SUBJECT_HELP = {
     "CHECKPOINT": "the folder of a checkpoint, pretrained:NAME, or hf:OWNER/NAME",
     "CHECKPOINT_OR_ARTIFACT": "the folder of a checkpoint or of an exported artifact",
+    "FILE": "a file of weights: .safetensors, .pt or .pth, .npz, .h5, .onnx",
 }
 
 
@@ -145,7 +146,8 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> No
         choices = _choices(info.annotation)
         # A string with a check is a name from a family's table, which its help lists.
         name_kind = "NAME" if info.annotation is str and info.metadata else ""
-        kind = choices or name_kind or _KINDS.get(str(info.annotation), "VALUE")
+        folder = "DIR" if name == "out" and info.is_required() else ""
+        kind = choices or name_kind or folder or _KINDS.get(str(info.annotation), "VALUE")
         parser.add_argument(flag, dest=name, metavar=kind, help=text)
 
 
@@ -159,7 +161,7 @@ _FLAGS = {"json_file": "--json", "only_parts": "--only"}
 _KINDS = {
     "<class 'int'>": "N",
     "<class 'float'>": "X",
-    "<class 'pathlib.Path'>": "DIR",
+    "<class 'pathlib.Path'>": "FILE",
     "pathlib.Path | None": "FILE",
     "str | None": "TEXT",
     "<class 'str'>": "TEXT",
@@ -200,7 +202,7 @@ def _from_file(path: str | None, config: type[Config]) -> dict[str, Any]:
     if path is None:
         return {}
     values = read_toml(Path(path))
-    stand_ins = {name: "x" for name in ("out", "data") if name in config.model_fields}
+    stand_ins = {name: "x" for name, info in config.model_fields.items() if info.is_required()}
     config.parse(stand_ins | values, source=path) if values else None
     return {key.replace("-", "_"): value for key, value in values.items()}
 

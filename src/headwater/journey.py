@@ -49,7 +49,7 @@ from headwater.files import output_errors
 from headwater.own_process import settle, settled
 from headwater.progress import Progress
 from headwater.records import STAGE_FILE, StageRecord
-from headwater.verbs import STAGES, VERBS
+from headwater.verbs import FILE, STAGES, VERBS
 
 _OWN_KEYS = {"name", "verb", "from", "matrix"}
 _RUN_KEYS = {"out", "resume", "quiet"}
@@ -63,7 +63,7 @@ class Step:
     Attributes:
         name: Its folder's name.
         verb: What it does.
-        start: The name of the stage it starts from, a checkpoint's folder, ``pretrained:NAME``, or nothing.
+        start: The name of the stage it starts from, a checkpoint's folder, ``pretrained:NAME``, a file, or nothing.
         options: The verb's options.
     """
 
@@ -270,7 +270,10 @@ def _expand(stage: dict[str, Any], defaults: dict[str, Any], changes: dict[str, 
             raise ConfigError(f"{source}: the name {stage['name']!r} has an unknown part: {error}") from error
         _check_options(config, given, f"{source}, stage {name!r}")
         if VERBS[stage["verb"]].subject and not start:
-            raise ConfigError(f"{source}, stage {name!r}: {stage['verb']} starts from a checkpoint: add from = 'STAGE'")
+            what = (
+                "file: add from = 'FILE'" if VERBS[stage["verb"]].subject == FILE else "checkpoint: add from = 'STAGE'"
+            )
+            raise ConfigError(f"{source}, stage {name!r}: {stage['verb']} starts from a {what}")
         steps.append(Step(name, stage["verb"], start, given))
     return steps
 
@@ -287,12 +290,13 @@ def _check_order(steps: list[Step], source: str) -> None:
     for step in steps:
         if step.name in names or not step.name or "/" in step.name or step.name.startswith("."):
             raise ConfigError(f"{source}: the stage name {step.name!r} stands twice or is no folder's name")
-        known = step.start in names or step.start.startswith("pretrained:") or Path(step.start).is_dir()
+        if VERBS[step.verb].subject == FILE:
+            known, wanted = Path(step.start).is_file(), "file"
+        else:
+            known = step.start in names or step.start.startswith("pretrained:") or Path(step.start).is_dir()
+            wanted = f"earlier stage{did_you_mean(step.start, everyone)}, no checkpoint's folder and no pretrained:NAME"
         if step.start and not known:
-            raise ConfigError(
-                f"{source}, stage {step.name!r}: from = {step.start!r} is no earlier stage"
-                f"{did_you_mean(step.start, everyone)}, no checkpoint's folder and no pretrained:NAME"
-            )
+            raise ConfigError(f"{source}, stage {step.name!r}: from = {step.start!r} is no {wanted}")
         names.add(step.name)
 
 

@@ -214,9 +214,10 @@ def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
 
 
 def _contents(options: RunOptions) -> dict[str, str]:
-    """Return the checksums of the rows that a run begins with: it can't go on with others."""
-    given = {name: getattr(options, name, None) for name in ("data", "test", "source_data")}
-    paths = {name: resolve(value) for name, value in given.items() if value}
+    """Return the checksums of the files that a run begins with: it can't go on with others."""
+    names = ("data", "test", "source_data", "weights", "vocabulary")
+    given = {name: getattr(options, name, None) for name in names}
+    paths = {name: resolve(str(value)) for name, value in given.items() if value}
     return {f"the content of {name}": sha256_file(path) for name, path in paths.items() if path.is_file()}
 
 

@@ -14,6 +14,7 @@ from headwater.config import Config
 
 MODEL = "CHECKPOINT"
 EITHER = "CHECKPOINT_OR_ARTIFACT"
+FILE = "FILE"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Verb:
         summary: One line for the list of commands.
         options: ``"module:class"`` of its options.
         run: ``"module:function"``; takes what `subject` says, if anything, and the options.
-        subject: What it starts from: nothing, a checkpoint, or the path of a checkpoint or artifact.
+        subject: What it starts from: nothing, a checkpoint, the path of a checkpoint or artifact, or that of a file.
     """
 
     summary: str
@@ -54,6 +55,12 @@ VERBS = {
         "train a model on a source task",
         "headwater.pretraining:PretrainOptions",
         "headwater.pretraining:pretrain",
+    ),
+    "import": Verb(
+        "make a checkpoint of other people's recurrent weights",
+        "headwater.importing:ImportOptions",
+        "headwater.importing:import_weights",
+        FILE,
     ),
     "transfer": Verb(
         "carry a model over to a target task with little data",
@@ -120,7 +127,7 @@ VERBS = {
         "headwater.benchmark.doctor:doctor",
     ),
 }
-STAGES = ("pretrain", "transfer", "reshape", "federate", "personalize", "compress", "export")
+STAGES = ("pretrain", "import", "transfer", "reshape", "federate", "personalize", "compress", "export")
 """The verbs that write a folder: what a journey is made of."""
 
 

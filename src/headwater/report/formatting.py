@@ -14,6 +14,7 @@ TIMES = "\u00d7"
 BASELINES = {"majority": "Majority class", "tfidf_logistic_regression": "TF-IDF + logistic regression"}
 VERBS = {
     "pretrain": "Pre-training",
+    "import": "Import",
     "transfer": "Transfer",
     "reshape": "Reshaping",
     "federate": "Federation",

@@ -15,6 +15,7 @@ from headwater.statistics import mean_and_spread
 
 NOUNS = {
     "pretrain": ("pre-training", "pre-trainings"),
+    "import": ("import", "imports"),
     "transfer": ("transfer run", "transfer runs"),
     "reshape": ("reshaping", "reshapings"),
     "federate": ("federation", "federations"),
