@@ -19,6 +19,8 @@ from headwater.transfer_learning.options import TransferOptions
         (TransferOptions, {"method": "scratch", "head": "source"}, ["head"], "init or finetune or multitask"),
         (TransferOptions, {"method": "init", "source_data": "x", "lr_decay": 2}, ["lr-decay", "source-data"], ""),
         (TransferOptions, {"method": "finetune", "freeze": "embedding", "lr": 0.1, "unfreeze": "at_once"}, [], ""),
+        (TransferOptions, {"probe_share": 0.3}, ["probe-share"], "--unfreeze probe_first"),
+        (TransferOptions, {"probe_share": 0.3, "unfreeze": "probe_first"}, [], ""),
         (TransferOptions, {"method": "features", "patience": 3}, [], ""),  # its default: nothing was expected of it
         (FederateOptions, {"delta": 1e-5, "update_clip": 1.0}, ["delta", "update-clip"], "with --epsilon only"),
         (FederateOptions, {"delta": 1e-5, "epsilon": 1.0, "aggregator": "mean"}, [], ""),

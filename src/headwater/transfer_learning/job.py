@@ -12,12 +12,12 @@ from torch import nn
 from headwater.checkpoint import Checkpoint, ModelConfig
 from headwater.errors import CheckpointError, ConfigError
 from headwater.features.text import TextFeaturizer, TextOptions
-from headwater.fitting import Splits, fit_task
+from headwater.fitting import Splits, fit_task, with_epochs
 from headwater.model import SequenceModel
 from headwater.records import Coverage, DataUse
 from headwater.stage import Workspace
 from headwater.tasks import Task
-from headwater.trainer import FitResult, Objective, ParameterGroup, TrainOptions
+from headwater.trainer import ALWAYS, NEVER, FitResult, Objective, ParameterGroup, TrainOptions
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.vocabulary import remap, union_featurizer
 from headwater.weights import load_weights
@@ -54,6 +54,11 @@ class Job:
         """The target's task."""
         return self.config.make_task()
 
+    @property
+    def epochs(self) -> int:
+        """Passes over the target's rows at most."""
+        return with_epochs(self.options, len(self.splits.train)).epochs
+
     def fit(
         self,
         groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
@@ -80,11 +85,10 @@ class Job:
         layers = [f"encoder.stack.layers.{number}." for number in reversed(range(depth))]
         return ["head.", *layers, "encoder.embedding."]
 
-    def never_thawed(self, prefix: str) -> bool:
-        """Return whether the options keep a layer frozen throughout."""
-        return (self.options.freeze == "encoder" and prefix != "head.") or (
-            self.options.freeze == "embedding" and prefix == "encoder.embedding."
-        )
+    def learns(self, prefix: str) -> range:
+        """Return the epochs in which a layer learns: none if the options keep it frozen throughout."""
+        frozen = {"none": (), "embedding": ("encoder.embedding.",), "encoder": ("encoder.",)}[self.options.freeze]
+        return NEVER if prefix.startswith(frozen) else ALWAYS
 
 
 def make_job(

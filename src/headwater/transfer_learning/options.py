@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headwater.config import DataOptions, RunOptions
+from headwater.config import DataOptions, Fraction, RunOptions
 from headwater.features.tokenizers import TOKENIZERS
 from headwater.registry import name_in
 from headwater.trainer import TrainOptions
@@ -28,8 +28,12 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     """Tokens a row at most; 0 keeps the source's limit."""
     freeze: Freeze = "none"
     """Layers that `init`, `finetune` and `multitask` never change: `embedding`, or the whole `encoder`."""
-    unfreeze: Literal["gradual", "at_once"] = "gradual"
-    """Whether `finetune` thaws one layer an epoch, from the top (Howard and Ruder 2018), or all at once."""
+    unfreeze: Literal["gradual", "chain_thaw", "probe_first", "at_once"] = "gradual"
+    """When `finetune` thaws the layers: `gradual`, one more an epoch, from the top (Howard and Ruder 2018);
+    `chain_thaw`, the head alone, each layer alone from the bottom, then all (Felbo et al. 2017); `probe_first`, the
+    head alone, then all (LP-FT, Kumar et al. 2022); or all `at_once`."""
+    probe_share: Fraction = 0.5
+    """Share of the epochs in which `--unfreeze probe_first` trains the head alone."""
     lr_decay: Annotated[float, Field(ge=1.0)] = 1.3
     """`finetune` divides the learning rate by this for each layer further down (Howard and Ruder 2018 take 2.6 for
     their deeper network; on one or two layers 1.3 measured better)."""
@@ -51,10 +55,11 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
         readers = [
             (TrainOptions.model_fields, ("scratch", "init", "finetune", "multitask")),
             (("freeze", "head"), ("init", "finetune", "multitask")),
-            (("unfreeze", "lr_decay"), ("finetune",)),
+            (("unfreeze", "probe_share", "lr_decay"), ("finetune",)),
             (("source_data", "source_text", "source_label", "source_weight"), ("multitask",)),
         ]
-        return {
+        unread = {} if self.unfreeze == "probe_first" else {"probe_share": "with --unfreeze probe_first"}
+        return unread | {
             name: f"with --method {' or '.join(methods)}"
             for names, methods in readers
             for name in names
