@@ -33,7 +33,8 @@ def scratch(job: Job) -> FitResult:
 
 def init(job: Job) -> FitResult:
     """Parameter initialization: start from the source's weights, train all of them alike."""
-    return job.fit([ParameterGroup((prefix,), epochs=job.learns(prefix)) for prefix in job.layer_groups()])
+    groups = [ParameterGroup((prefix,), epochs=job.learns(prefix)) for prefix in job.layer_groups()]
+    return job.fit(groups, job.anchors())
 
 
 def finetune(job: Job) -> FitResult:
@@ -53,7 +54,7 @@ def finetune(job: Job) -> FitResult:
         ParameterGroup((prefix,), job.options.lr_decay**-depth, thawed.get(prefix, NEVER))
         for depth, prefix in enumerate(layers)
     ]
-    return job.fit(groups)
+    return job.fit(groups, job.anchors())
 
 
 def features(job: Job) -> None:
@@ -98,7 +99,7 @@ def multitask(job: Job) -> FitResult:
     trained = nn.ModuleDict({"target": job.model, "source_head": source.head})
     groups = [ParameterGroup((f"target.{prefix}",), epochs=job.learns(prefix)) for prefix in job.layer_groups()]
     weighted = Weighted(beside, options.source_weight)
-    return job.fit([*groups, ParameterGroup(("source_head.",))], [weighted], trained)
+    return job.fit([*groups, ParameterGroup(("source_head.",))], [weighted, *job.anchors()], trained)
 
 
 @dataclass

@@ -37,6 +37,14 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     lr_decay: Annotated[float, Field(ge=1.0)] = 1.3
     """`finetune` divides the learning rate by this for each layer further down (Howard and Ruder 2018 take 2.6 for
     their deeper network; on one or two layers 1.3 measured better)."""
+    l2_sp: Annotated[float, Field(ge=0.0)] = 0.0
+    """Pull of `init`, `finetune` and `multitask` to the source: half of this times the squared distance of the weights
+    from those carried over (L2-SP, Li et al. 2018, in place of `--weight-decay`); 0 is without."""
+    l2_sp_head: Annotated[float, Field(ge=0.0)] = 0.01
+    """Likewise the pull of a new head to zero, with `--l2-sp`."""
+    bss: Annotated[float, Field(ge=0.0)] = 0.0
+    """Batch spectral shrinkage: this times the square of the smallest singular value of each batch's features (Chen et
+    al. 2019, with 0.001); 0 is without."""
     head: Literal["auto", "new", "source"] = "auto"
     """Whether to keep the source's head; `auto` keeps it if the target has the same labels."""
     source_data: str | None = None
@@ -54,11 +62,12 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
             return {}
         readers = [
             (TrainOptions.model_fields, ("scratch", "init", "finetune", "multitask")),
-            (("freeze", "head"), ("init", "finetune", "multitask")),
+            (("freeze", "head", "l2_sp", "l2_sp_head", "bss"), ("init", "finetune", "multitask")),
             (("unfreeze", "probe_share", "lr_decay"), ("finetune",)),
             (("source_data", "source_text", "source_label", "source_weight"), ("multitask",)),
         ]
         unread = {} if self.unfreeze == "probe_first" else {"probe_share": "with --unfreeze probe_first"}
+        unread |= {} if self.l2_sp else {"l2_sp_head": "with --l2-sp"}
         return unread | {
             name: f"with --method {' or '.join(methods)}"
             for names, methods in readers
