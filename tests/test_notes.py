@@ -23,6 +23,8 @@ from headwater.transfer_learning.options import TransferOptions
         (TransferOptions, {"probe_share": 0.3, "unfreeze": "probe_first"}, [], ""),
         (TransferOptions, {"l2_sp_head": 0.3}, ["l2-sp-head"], "with --l2-sp"),
         (TransferOptions, {"method": "scratch", "l2_sp": 0.3, "bss": 0.1}, ["bss", "l2-sp"], "with --method init"),
+        (TransferOptions, {"rank": 2, "lora_targets": "x"}, ["lora-targets", "rank"], "with --method lora"),
+        (TransferOptions, {"method": "lora", "rank": 2, "bss": 1, "l2_sp": 1}, ["l2-sp"], "with --method init"),
         (TransferOptions, {"l2_sp": 0.3, "l2_sp_head": 0.3}, [], ""),
         (TransferOptions, {"method": "features", "patience": 3}, [], ""),  # its default: nothing was expected of it
         (FederateOptions, {"delta": 1e-5, "update_clip": 1.0}, ["delta", "update-clip"], "with --epsilon only"),

@@ -6,7 +6,7 @@ Shapes: N rows, F pooled features, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from headwater.model import SequenceModel
 from headwater.tasks.classification import Classification, PooledLinear, pooled_states
 from headwater.trainer import NEVER, FitResult, Objective, ParameterGroup, TaskObjective
 from headwater.transfer_learning.job import Job
+from headwater.transfer_learning.low_rank import low_rank
 from headwater.transfer_learning.unfreezing import at_once, chain_thaw, gradual, probe_first
 
 
@@ -100,6 +101,22 @@ def multitask(job: Job) -> FitResult:
     groups = [ParameterGroup((f"target.{prefix}",), epochs=job.learns(prefix)) for prefix in job.layer_groups()]
     weighted = Weighted(beside, options.source_weight)
     return job.fit([*groups, ParameterGroup(("source_head.",))], [weighted, *job.anchors()], trained)
+
+
+def lora(job: Job) -> FitResult:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): they and the head learn, the rest stays frozen.
+
+    The adapters are merged into the weights in the end, so that the result is an ordinary checkpoint.
+    """
+    options, model = job.options, job.model
+    whole = sum(value.numel() for value in model.parameters())
+    targets = [target.strip() for target in options.lora_targets.split(",")]
+    with low_rank(model.encoder, targets, options.rank, options.lora_alpha) as adapters:
+        learning = ("head.", *(f"encoder.{name}" for name in adapters))
+        trained = sum(value.numel() for name, value in model.named_parameters() if name.startswith(learning))
+        result = job.fit([ParameterGroup(learning), ParameterGroup(("",), epochs=NEVER)])
+    note = f"{trained:,} weights were trained, of a model of {whole:,}: {len(adapters)} adapters and the head."
+    return replace(result, notes=(*result.notes, note))
 
 
 @dataclass

@@ -20,8 +20,9 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
 
     method: Annotated[str, name_in("headwater.transfer_methods", METHODS)] = "finetune"
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
-    `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers)
-    or `multitask` (learn the source's task beside the target's)."""
+    `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers),
+    `multitask` (learn the source's task beside the target's) or `lora` (the head, and low-rank adapters on frozen
+    matrices)."""
     tokenizer: Annotated[str, name_in("headwater.tokenizers", TOKENIZERS, "source")] = "source"
     """How the target's text is split: `word`, `char`, `bpe` or `jieba`; `source` splits as the source does."""
     max_length: Annotated[int, Field(ge=0)] = 0
@@ -45,6 +46,12 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     bss: Annotated[float, Field(ge=0.0)] = 0.0
     """Batch spectral shrinkage: this times the square of the smallest singular value of each batch's features (Chen et
     al. 2019, with 0.001); 0 is without."""
+    rank: Annotated[int, Field(ge=1)] = 8
+    """Rank of the adapters of `lora` (Hu et al. 2021)."""
+    lora_alpha: Annotated[float, Field(gt=0.0)] = 16.0
+    """The adapters of `lora` count this / `--rank`."""
+    lora_targets: str = "weight_ih,weight_hh,embedding"
+    """Matrices of the encoder that `lora` adapts: parts of their names, with commas between."""
     head: Literal["auto", "new", "source"] = "auto"
     """Whether to keep the source's head; `auto` keeps it if the target has the same labels."""
     source_data: str | None = None
@@ -61,9 +68,11 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
         if self.method not in METHODS:
             return {}
         readers = [
-            (TrainOptions.model_fields, ("scratch", "init", "finetune", "multitask")),
-            (("freeze", "head", "l2_sp", "l2_sp_head", "bss"), ("init", "finetune", "multitask")),
+            (TrainOptions.model_fields, ("scratch", "init", "finetune", "multitask", "lora")),
+            (("head", "bss"), ("init", "finetune", "multitask", "lora")),
+            (("freeze", "l2_sp", "l2_sp_head"), ("init", "finetune", "multitask")),
             (("unfreeze", "probe_share", "lr_decay"), ("finetune",)),
+            (("rank", "lora_alpha", "lora_targets"), ("lora",)),
             (("source_data", "source_text", "source_label", "source_weight"), ("multitask",)),
         ]
         unread = {} if self.unfreeze == "probe_first" else {"probe_share": "with --unfreeze probe_first"}
