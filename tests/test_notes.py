@@ -25,6 +25,9 @@ from headwater.transfer_learning.options import TransferOptions
         (TransferOptions, {"method": "scratch", "l2_sp": 0.3, "bss": 0.1}, ["bss", "l2-sp"], "with --method init"),
         (TransferOptions, {"rank": 2, "lora_targets": "x"}, ["lora-targets", "rank"], "with --method lora"),
         (TransferOptions, {"method": "lora", "rank": 2, "bss": 1, "l2_sp": 1}, ["l2-sp"], "with --method init"),
+        (TransferOptions, {"control_seeds": 2}, ["control-seeds"], "with --control"),
+        (TransferOptions, {"method": "scratch", "control": True}, ["control"], "with --method init"),
+        (TransferOptions, {"method": "features", "lr": 0.1, "control": True, "control_seeds": 2}, [], ""),
         (TransferOptions, {"l2_sp": 0.3, "l2_sp_head": 0.3}, [], ""),
         (TransferOptions, {"method": "features", "patience": 3}, [], ""),  # its default: nothing was expected of it
         (FederateOptions, {"delta": 1e-5, "update_clip": 1.0}, ["delta", "update-clip"], "with --epsilon only"),

@@ -93,6 +93,8 @@ def compare(group: Group, groups: Sequence[Group]) -> Comparison:
     if group.method == SCRATCH:
         return make(reason="the reference")
     pairs = pairs_of(group, groups)
+    if not pairs and all(SCRATCH in run.controls for run in group.runs):
+        return make(reason="its own control stands among the notes")
     if not pairs:
         return make(reason="no scratch run on the same rows, seed and test rows")
     ours, theirs = (np.array([list(map(int, pair[side].correct)) for pair in pairs]) for side in (0, 1))

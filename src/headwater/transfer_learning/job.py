@@ -38,6 +38,7 @@ class Job:
         model: The target model; holds the source's weights unless the method starts from scratch.
         coverage: What the source knew of the target's vocabulary; None from scratch.
         carried: The weights that the model has from the source.
+        part: Names the state that an interrupted run continues from, where a stage does several jobs.
         source_uses: Rows of the source task that the method has read.
     """
 
@@ -50,6 +51,7 @@ class Job:
     model: SequenceModel
     coverage: Coverage | None
     carried: Weights
+    part: str = ""
     source_uses: list[DataUse] = field(default_factory=list)
 
     @property
@@ -78,6 +80,7 @@ class Job:
             self.splits,
             self.options.only(TrainOptions),
             self.workspace,
+            part=self.part,
             seed=self.options.seed,
             groups=groups,
             others=others,

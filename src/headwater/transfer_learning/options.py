@@ -54,6 +54,11 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     """Matrices of the encoder that `lora` adapts: parts of their names, with commas between."""
     head: Literal["auto", "new", "source"] = "auto"
     """Whether to keep the source's head; `auto` keeps it if the target has the same labels."""
+    control: bool = False
+    """Train the same from scratch too, and tell a gain from a loss by a paired interval of the difference on the test
+    rows. A journey needs it less: where `scratch` is a method in its matrix, the report compares with that."""
+    control_seeds: Annotated[int, Field(ge=1)] = 1
+    """Seeds for which `--control` trains both, counted up from `--seed`."""
     source_data: str | None = None
     """Rows of the source task, for `multitask`."""
     source_text: str = "text"
@@ -67,8 +72,10 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
         """Each method reads its own options; what a plug-in's reads isn't known."""
         if self.method not in METHODS:
             return {}
+        trained = ("scratch", "init", "finetune", "multitask", "lora")
         readers = [
-            (TrainOptions.model_fields, ("scratch", "init", "finetune", "multitask", "lora")),
+            (() if self.control else TrainOptions.model_fields, trained),
+            (("control", "control_seeds"), ("init", "features", "finetune", "multitask", "lora")),
             (("head", "bss"), ("init", "finetune", "multitask", "lora")),
             (("freeze", "l2_sp", "l2_sp_head"), ("init", "finetune", "multitask")),
             (("unfreeze", "probe_share", "lr_decay"), ("finetune",)),
@@ -77,6 +84,7 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
         ]
         unread = {} if self.unfreeze == "probe_first" else {"probe_share": "with --unfreeze probe_first"}
         unread |= {} if self.l2_sp else {"l2_sp_head": "with --l2-sp"}
+        unread |= {} if self.control else {"control_seeds": "with --control"}
         return unread | {
             name: f"with --method {' or '.join(methods)}"
             for names, methods in readers
