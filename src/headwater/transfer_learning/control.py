@@ -16,8 +16,7 @@ from headwater.statistics import paired_bootstrap, verdict
 from headwater.tasks.classification import class_probabilities
 from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.job import Job, make_job
-
-SCRATCH = "scratch"
+from headwater.transfer_learning.options import SCRATCH
 
 
 def compare_with_scratch(job: Job) -> tuple[Metrics, str]:

@@ -12,17 +12,18 @@ from headwater.registry import name_in
 from headwater.trainer import TrainOptions
 from headwater.transfer_learning import METHODS
 
+AUTO, SCRATCH = "auto", "scratch"
 Freeze = Literal["none", "embedding", "encoder"]
 
 
 class TransferOptions(TrainOptions, DataOptions, RunOptions):
     """Options of `transfer`."""
 
-    method: Annotated[str, name_in("headwater.transfer_methods", METHODS)] = "finetune"
+    method: Annotated[str, name_in("headwater.transfer_methods", METHODS, AUTO)] = "finetune"
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers),
     `multitask` (learn the source's task beside the target's) or `lora` (the head, and low-rank adapters on frozen
-    matrices)."""
+    matrices); `auto` tries the others but `lora` in short runs and takes the best on the held-out rows."""
     tokenizer: Annotated[str, name_in("headwater.tokenizers", TOKENIZERS, "source")] = "source"
     """How the target's text is split: `word`, `char`, `bpe` or `jieba`; `source` splits as the source does."""
     max_length: Annotated[int, Field(ge=0)] = 0

@@ -9,9 +9,10 @@ from headwater.fitting import classifier_facts, read_splits
 from headwater.registry import lookup
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.transfer_learning import METHODS
-from headwater.transfer_learning.control import SCRATCH, compare_with_scratch, evaluate
+from headwater.transfer_learning.choice import choose_method
+from headwater.transfer_learning.control import compare_with_scratch, evaluate
 from headwater.transfer_learning.job import Job, make_job
-from headwater.transfer_learning.options import TransferOptions
+from headwater.transfer_learning.options import AUTO, SCRATCH, TransferOptions
 
 
 def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
@@ -29,6 +30,11 @@ def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
 
 def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) -> Outcome:
     splits = read_splits(options, options.seed)
+    notes = []
+    if options.method == AUTO:
+        method, why = choose_method(source, splits, options, workspace)
+        options = options.model_copy(update={"method": method})
+        notes.append(why)
     job = make_job(source, splits, options, workspace, from_scratch=options.method == SCRATCH)
     before = {} if job.coverage is None or source.labels != splits.labels else _zero_shot(job)
     result = lookup("headwater.transfer_methods", METHODS, options.method)(job)
@@ -40,7 +46,7 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
         "method": options.method,
         "data": [*splits.uses(), *job.source_uses],
         "coverage": job.coverage,
-        "notes": splits.notes(job.featurizer, fitted=result is not None),
+        "notes": notes + splits.notes(job.featurizer, fitted=result is not None),
     }
     if options.control and options.method != SCRATCH and len(splits.test):
         twin, note = compare_with_scratch(job)
