@@ -258,6 +258,15 @@ def test_a_language_model_can_be_the_source(data, tmp_path):
     )
 
 
+def test_a_finished_transfer_that_named_rows_without_reading_them_is_kept_on_resume(data, source, tmp_path):
+    given = {"data": write_csv(tmp_path / "rows.csv", toy_rows(60, seed=6)), "test": None, "method": "features"}
+    made = transfer(source, options(data, tmp_path / "t", **given))
+    assert transfer(source, options(data, tmp_path / "t", **given, resume=True)).identity == made.identity
+    write_csv(tmp_path / "rows.csv", toy_rows(60, seed=7))
+    with pytest.raises(ConfigError, match="the content of data isn't what"):
+        transfer(source, options(data, tmp_path / "t", **given, resume=True))
+
+
 def test_another_tokenizer_remaps_the_vocabulary(data, source, tmp_path):
     made = transfer(source, options(data, tmp_path / "t", tokenizer="char", method="init", epochs=1))
     assert made.config.featurizer.tokenizer == "char"

@@ -95,11 +95,12 @@ class Job:
         new = {name: value for name, value in parameters.items() if name not in self.carried}
         old = {name: parameters[name] for name in self.carried}
         device = self.workspace.device
-        pulls = [Anchor(old, {name: value.to(device) for name, value in self.carried.items()}, self.options.l2_sp)]
+        where = {name: value.to(device) for name, value in self.carried.items()}
+        pulls: list[Objective] = [Anchor(old, where, self.options.l2_sp)]
         if new:
             zeros = {name: torch.zeros_like(value, device=device) for name, value in new.items()}
             pulls.append(Anchor(new, zeros, self.options.l2_sp_head))
-        return [*pulls]
+        return pulls
 
     def layer_groups(self) -> list[str]:
         """Return the parameter names' beginnings from the head down to the embedding, one a layer."""

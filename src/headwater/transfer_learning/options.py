@@ -46,7 +46,7 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     """Likewise the pull of a new head to zero, with `--l2-sp`."""
     bss: Annotated[float, Field(ge=0.0)] = 0.0
     """Batch spectral shrinkage: this times the square of the smallest singular value of each batch's features (Chen et
-    al. 2019, with 0.001); 0 is without."""
+    al. 2019; 0.001 is usual); 0 is without."""
     rank: Annotated[int, Field(ge=1)] = 8
     """Rank of the adapters of `lora` (Hu et al. 2021)."""
     lora_alpha: Annotated[float, Field(gt=0.0)] = 16.0
