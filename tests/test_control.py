@@ -63,10 +63,12 @@ def test_both_are_trained_for_each_seed_on_the_same_rows(data, source, tmp_path,
     assert "over 2 seeds" in verdict_note(record)
 
 
-@pytest.mark.parametrize("stop_at", [5, 25, 45, 70])  # 21 steps a training: in each of the four
-def test_an_interrupted_control_ends_with_the_same_bits(stop_at, data, source, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "stop_at"), [("init", 5), ("init", 25), ("lora", 45), ("lora", 70)]
+)  # of 4 times 21
+def test_an_interrupted_control_ends_with_the_same_bits(method, stop_at, data, source, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "AUTOSAVE_SECONDS", -1.0)
-    given = {"method": "init", "control": True, "control_seeds": 2, "epochs": 3, "batch_size": 24, "patience": 0}
+    given = {"method": method, "control": True, "control_seeds": 2, "epochs": 3, "batch_size": 24, "patience": 0}
     whole = record_of(source, options(data, tmp_path / "whole", **given))
     step, taken = _Run.train_step, []
 
