@@ -180,8 +180,8 @@ def test_a_loss_that_is_no_number_in_a_worker_ends_the_training_with_a_way_out()
 def test_groups_thaw_in_workers_too():
     groups = [
         ParameterGroup(("head.",)),
-        ParameterGroup(("encoder.stack.",), thaw_epoch=1),
-        ParameterGroup(("encoder.embedding.",), thaw_epoch=NEVER),
+        ParameterGroup(("encoder.stack.",), epochs=range(1, 9)),
+        ParameterGroup(("encoder.embedding.",), epochs=NEVER),
     ]
     seen = {}
     options = but(weight_decay=0.5)

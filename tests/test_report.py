@@ -239,6 +239,13 @@ def test_transfer_pairs_only_the_same_seed_and_the_same_test_rows():
         assert "no scratch run" in line.reason
 
 
+def test_a_transfer_without_a_scratch_run_names_its_own_control():
+    alone = made.transfer("init", 50, 0)
+    beside = alone.model_copy(update={"controls": {"scratch": made.figures(0.6)}})
+    assert "its own control" in last_line([beside]).reason
+    assert last_line([made.transfer("scratch", 50, 0), beside]).interval is not None
+
+
 def last_line(records):
     lines = [line for block in transfer_facts(records)["blocks"] for line in block["lines"]]
     return next(line for line in lines if line.group.method == "init")

@@ -310,11 +310,11 @@ def test_an_interrupted_run_does_not_go_on_with_other_rows(data, tmp_path):
     again = asked.model_copy(update={"resume": True})
     partial = tmp_path / "m.partial"
     partial.mkdir()
-    stage._open_partial(partial, asked, stage._contents(asked))
-    stage._open_partial(partial, again, {})  # an attempt while the rows were away
+    stage._open_partial(partial, asked, {}, stage._contents(asked))
+    stage._open_partial(partial, again, {}, {})  # an attempt while the rows were away
     rows.write_bytes(rows.read_bytes() + b"superb,good,c1\n")
     with pytest.raises(ConfigError, match="the content of data"):
-        stage._open_partial(partial, again, stage._contents(asked))
+        stage._open_partial(partial, again, {}, stage._contents(asked))
     assert partial.is_dir()
 
 

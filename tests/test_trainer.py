@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from headwater.native import recurrent, usable
 from headwater.pretraining import PretrainOptions, pretrain
 from headwater.records import Curve, StageRecord
 from headwater.resume_state import load_state, save_state
+from headwater.schedules import SCHEDULES, one_cycle, slanted_triangular
 from headwater.trainer import (
     NEVER,
     ParameterGroup,
@@ -24,7 +26,6 @@ from headwater.trainer import (
     TrainOptions,
     fit,
     make_optimizer,
-    one_cycle,
 )
 from headwater.weights import weights_of
 
@@ -95,10 +96,10 @@ def save_each_step(monkeypatch):
 def thawing(*, two):
     prefix = "target." if two else ""
     groups = [
-        ParameterGroup((f"{prefix}head.",), thaw_epoch=0),
-        ParameterGroup((f"{prefix}encoder.stack.layers.1.",), 0.5, thaw_epoch=1),
-        ParameterGroup((f"{prefix}encoder.stack.",), 0.25, thaw_epoch=2),
-        ParameterGroup((f"{prefix}encoder.embedding.",), thaw_epoch=NEVER),
+        ParameterGroup((f"{prefix}head.",)),
+        ParameterGroup((f"{prefix}encoder.stack.layers.1.",), 0.5, {1, 3}),
+        ParameterGroup((f"{prefix}encoder.stack.",), 0.25, range(2, 9)),
+        ParameterGroup((f"{prefix}encoder.embedding.",), epochs=NEVER),
     ]
     return [*groups, ParameterGroup(("beside.",))] if two else groups
 
@@ -263,21 +264,29 @@ def test_what_is_dropped_in_training_is_dropped_in_every_epoch():
     assert training == [True] * 8
 
 
-def test_groups_thaw_at_their_epoch_and_a_frozen_one_never_changes():
+def test_groups_learn_in_their_epochs_and_a_frozen_one_never_changes():
     fitting = Fitting()
-    start = weights_of(fitting.model)
-    kept = []
+    kept = [weights_of(fitting.model)]
 
     def evaluate():
         kept.append(weights_of(fitting.model))
         return {"accuracy": 0.0}
 
     fitting.run(OPTIONS.model_copy(update={"weight_decay": 0.1}), thawing(two=False), evaluate=evaluate)
-    epochs = {"head.": 0, "encoder.stack.layers.1.": 1, "encoder.stack.layers.0.": 2, "encoder.embedding.": NEVER}
-    for epoch, weights in enumerate(kept):
-        for name, value in weights.items():
-            thawed = next(at for prefix, at in epochs.items() if name.startswith(prefix))
-            assert torch.equal(value, start[name]) == (epoch < thawed), (name, epoch)
+    learning = {"head.": {0, 1, 2, 3}, "encoder.stack.layers.1.": {1, 3}, "encoder.stack.layers.0.": {2, 3}}
+    for epoch, (before, after) in enumerate(pairwise(kept)):
+        for name, value in after.items():
+            learns = any(name.startswith(prefix) and epoch in epochs for prefix, epochs in learning.items())
+            assert torch.equal(value, before[name]) != learns, (name, epoch)
+
+
+def test_patience_begins_when_the_last_layer_has_thawed():
+    groups = [ParameterGroup(("head.",)), ParameterGroup(("encoder.",), epochs={1, *range(4, 20)})]
+    scores = iter([0.9, *[0.1] * 19])
+    options = TrainOptions(epochs=20, batch_size=8, patience=2)
+    result = Fitting().run(options, groups, evaluate=lambda: {"accuracy": next(scores)})
+    assert len(result.curves[0].x) == 4 + 2
+    assert result.best == {"accuracy": 0.9}
 
 
 def test_a_smaller_factor_moves_a_group_less():
@@ -343,6 +352,19 @@ def test_the_learning_rate_finder_puts_the_weights_back():
     assert same_bits(weights_of(fitting.model), start)
 
 
+def test_the_learning_rate_finder_moves_only_what_will_learn(monkeypatch):
+    fitting = Fitting()
+    seen = set()
+    monkeypatch.setattr(trainer._Run, "train_step", lambda run: seen.update(learning(run.trained)) or 1.0)
+    groups = [ParameterGroup(("head.",), epochs=()), ParameterGroup(("encoder.",), epochs=range(3, 9))]
+    trainer._find_lr(fitting.model, fitting.objectives, groups, OPTIONS, 0)
+    assert seen == {name for name, _ in fitting.model.named_parameters() if name.startswith("encoder.")}
+
+
+def learning(model):
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
 def test_the_learning_rate_finder_stops_where_the_loss_rises():
     curve = lr_range_test(lambda lr: 1.0 if lr < 0.01 else 1e3)
     assert curve.x == sorted(curve.x)
@@ -380,7 +402,34 @@ def test_one_cycle_rises_over_a_quarter_and_falls_to_almost_nothing():
     assert shares[-1] < 0.002
     assert shares[:101] == sorted(shares[:101])
     assert shares[100:] == sorted(shares[100:], reverse=True)
-    assert all(0 < one_cycle(step, total) <= 1 for total in (1, 2, 3, 7) for step in range(total))
+
+
+def test_the_slanted_triangle_is_the_papers():
+    def paper(t, total, cut_frac=0.1, ratio=32):  # equation 3
+        cut = int(total * cut_frac)
+        p = t / cut if t < cut else 1 - (t - cut) / (cut * (1 / cut_frac - 1))
+        return (1 + p * (ratio - 1)) / ratio
+
+    shares = [slanted_triangular(step, 400) for step in range(400)]
+    assert shares == pytest.approx([paper(step, 400) for step in range(400)])
+    assert (shares[0], shares[40]) == (1 / 32, 1.0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values())
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 100])
+def test_every_schedule_stays_between_nothing_and_the_peak(schedule, total):
+    assert all(0 < schedule(step, total) <= 1 for step in range(total))
+
+
+def test_the_schedule_that_was_asked_for_is_the_optimizers(monkeypatch):
+    rates = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self, *a: rates.append(self.param_groups[0]["lr"]) or step(self, *a)
+    )
+    fitting = Fitting()
+    fitting.run(TrainOptions(epochs=2, batch_size=8, lr=0.5, optimizer="sgd", schedule="slanted"))
+    assert rates == pytest.approx([0.5 * slanted_triangular(step, 12) for step in range(12)])
 
 
 def test_an_objective_beside_the_first_goes_round_at_its_own_pace():

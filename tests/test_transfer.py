@@ -1,6 +1,7 @@
 """Transfer: what the source knows is carried over row by row, and each method trains what it says it trains."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.job import make_job
 from headwater.transfer_learning.methods import finetune
 from headwater.transfer_learning.options import TransferOptions
+from headwater.transfer_learning.unfreezing import chain_thaw, probe_first
 from headwater.transfer_learning.verb import transfer
 from headwater.transfer_learning.vocabulary import remap, union_featurizer
 from headwater.weights import weights_of
@@ -127,21 +129,55 @@ def test_a_frozen_embedding_keeps_its_bits_while_the_layers_learn(method, freeze
     assert not torch.equal(made.tensors[layer], before[layer])
 
 
-@pytest.mark.parametrize(("unfreeze", "epochs"), [("gradual", (0, 1, 2)), ("at_once", (0, 0, 0))])
-def test_fine_tuning_thaws_from_the_head_down(unfreeze, epochs, data, source, tmp_path, monkeypatch):
-    kept = []
+UNFREEZE = {  # of four epochs: those in which the head, the layer and the embedding learn
+    "gradual": ({0, 1, 2, 3}, {1, 2, 3}, {2, 3}),
+    "chain_thaw": ({0, 3}, {2, 3}, {1, 3}),
+    "probe_first": ({0, 1, 2, 3}, {2, 3}, {2, 3}),
+    "at_once": ({0, 1, 2, 3},) * 3,
+}
+
+
+@pytest.mark.parametrize("unfreeze", UNFREEZE)
+def test_fine_tuning_thaws_layer_by_layer(unfreeze, data, source, tmp_path, monkeypatch):
+    given = options(data, tmp_path / "t", method="finetune", unfreeze=unfreeze, patience=0)
+    kept = [weights_of(job_of(source, given).model)]
     finish = _Run.finish_epoch
     monkeypatch.setattr(
         _Run, "finish_epoch", lambda run, *given: (kept.append(weights_of(run.trained)), finish(run, *given))
     )
-    given = options(data, tmp_path / "t", method="finetune", unfreeze=unfreeze, patience=0)
-    start = weights_of(job_of(source, given).model)
     transfer(source, given)
-    assert len(kept) == 4
     parts = ("head.linear.bias", "encoder.stack.layers.0.fwd.weight_hh", "encoder.embedding.weight")
-    for name, thawed in zip(parts, epochs, strict=True):
-        for epoch, weights in enumerate(kept):
-            assert torch.equal(weights[name], start[name]) == (epoch < thawed), (name, epoch)
+    for name, epochs in zip(parts, UNFREEZE[unfreeze], strict=True):
+        changed = {epoch for epoch, (a, b) in enumerate(pairwise(kept)) if not torch.equal(a[name], b[name])}
+        assert changed == epochs, name
+
+
+def test_phases_of_a_chain_are_equally_long_and_the_last_takes_the_rest():
+    assert [set(epochs) for epochs in chain_thaw(3, 11)] == [
+        {0, 1, 6, 7, 8, 9, 10},
+        {4, 5, 6, 7, 8, 9, 10},
+        {2, 3, 6, 7, 8, 9, 10},
+    ]
+    assert [set(epochs) for epochs in chain_thaw(1, 3)] == [{0, 1, 2}]
+
+
+@pytest.mark.parametrize(("share", "epochs", "alone"), [(0.5, 10, 5), (0.0, 10, 1), (0.99, 10, 9), (0.5, 2, 1)])
+def test_the_head_probes_alone_for_its_share_but_neither_never_nor_always(share, epochs, alone):
+    assert probe_first(2, epochs, share) == [range(epochs), range(alone, epochs)]
+
+
+@pytest.mark.parametrize(("unfreeze", "epochs", "least"), [("chain_thaw", 3, 4), ("probe_first", 1, 2)])
+def test_too_few_epochs_for_all_phases_are_refused(unfreeze, epochs, least, data, source, tmp_path):
+    with pytest.raises(ConfigError, match=f"--epochs {least}"):
+        transfer(source, options(data, tmp_path / "t", unfreeze=unfreeze, epochs=epochs))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_chain_leaves_out_what_stays_frozen(data, source, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("headwater.transfer_learning.job.fit_task", lambda *given, groups, **more: seen.extend(groups))
+    finetune(job_of(source, options(data, tmp_path / "t", unfreeze="chain_thaw", freeze="embedding", epochs=3)))
+    assert [set(group.epochs) for group in seen] == [{0, 2}, {1, 2}, set()]
 
 
 def test_lower_layers_learn_at_smaller_rates(data, source, tmp_path, monkeypatch):
@@ -220,6 +256,15 @@ def test_a_language_model_can_be_the_source(data, tmp_path):
     assert torch.equal(
         made.tensors["encoder.stack.layers.0.fwd.weight_hh"], lm.tensors["encoder.stack.layers.0.fwd.weight_hh"]
     )
+
+
+def test_a_finished_transfer_that_named_rows_without_reading_them_is_kept_on_resume(data, source, tmp_path):
+    given = {"data": write_csv(tmp_path / "rows.csv", toy_rows(60, seed=6)), "test": None, "method": "features"}
+    made = transfer(source, options(data, tmp_path / "t", **given))
+    assert transfer(source, options(data, tmp_path / "t", **given, resume=True)).identity == made.identity
+    write_csv(tmp_path / "rows.csv", toy_rows(60, seed=7))
+    with pytest.raises(ConfigError, match="the content of data isn't what"):
+        transfer(source, options(data, tmp_path / "t", **given, resume=True))
 
 
 def test_another_tokenizer_remaps_the_vocabulary(data, source, tmp_path):

@@ -99,11 +99,15 @@ def fit_task(
     workspace: Workspace,
     *,
     seed: int,
+    part: str = "",
     groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
     others: Sequence[Objective] = (),
     trained: torch.nn.Module | None = None,
 ) -> FitResult:
-    """Fit a model to its task's rows (and other objectives), choosing the epoch by the held-out rows."""
+    """Fit a model to its task's rows (and other objectives), choosing the epoch by the held-out rows.
+
+    Several fits of one stage need a `part` each, the name of the state that an interrupted one continues from.
+    """
     (trained or model).to(workspace.device)
     options = with_epochs(options, len(splits.train))
     examples = splits.train.encode(featurizer, splits.labels)
@@ -124,7 +128,7 @@ def fit_task(
         seed=seed,
         groups=groups,
         trained=trained,
-        state_file=workspace.state_file(),
+        state_file=workspace.state_file(part),
         progress=workspace.progress,
     )
 

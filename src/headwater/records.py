@@ -196,7 +196,7 @@ class StageRecord(Record):
     baselines: dict[str, Metrics] = {}
     """`majority`, `tfidf_logistic_regression`: what the model must beat to be worth anything."""
     controls: dict[str, Metrics] = {}
-    """`alone` (each client by itself) and `central` (all rows in one place)."""
+    """`alone` (each client by itself) and `central` (all rows in one place); `scratch` of a transfer."""
     curves: list[Curve] = []
     confusion: Confusion | None = None
     clients: list[ClientRow] = []

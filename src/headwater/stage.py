@@ -98,7 +98,7 @@ def run_stage(
         Progress(f"{verb} {options.out.name}", quiet=options.quiet) as progress,
         _tidied(partial),
     ):
-        spent = _open_partial(partial, options, asked | _contents(options))
+        spent = _open_partial(partial, options, asked, _contents(options))
         notes = options.notes()
         for note in notes:
             progress.note(note)
@@ -206,23 +206,26 @@ def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
     stored = {k: v for k, v in record.config.items() if k not in options.no_result}
     stored |= {"verb": record.verb, "checkpoint": record.parents[0].identity if record.parents else None}
     _same(stored, asked, out)
-    used = {use.sha256 for use in record.data}
-    for what, content in _contents(options).items():
-        if used and content not in used:
-            raise ConfigError(f"{what} isn't what {out} was made from: choose another --out, or delete it")
+    used = {use.path: use.sha256 for use in record.data}  # a file that was named may not have been read
+    for name, content in _contents(options).items():
+        if used.get(getattr(options, name), content) != content:
+            raise ConfigError(
+                f"the content of {name} isn't what {out} was made from: choose another --out, or delete it"
+            )
     return record
 
 
 def _contents(options: RunOptions) -> dict[str, str]:
-    """Return the checksums of the files that a run begins with: it can't go on with others."""
+    """Return the checksums of the files that a run begins with, by option: it can't go on with others."""
     names = ("data", "test", "source_data", "weights", "vocabulary")
     given = {name: getattr(options, name, None) for name in names}
     paths = {name: resolve(str(value)) for name, value in given.items() if value}
-    return {f"the content of {name}": sha256_file(path) for name, path in paths.items() if path.is_file()}
+    return {name: sha256_file(path) for name, path in paths.items() if path.is_file()}
 
 
-def _open_partial(partial: Path, options: RunOptions, asked: dict[str, Any]) -> float:
+def _open_partial(partial: Path, options: RunOptions, asked: dict[str, Any], contents: dict[str, str]) -> float:
     """Prepare the folder to work in; return the seconds that earlier attempts spent on what is taken up from it."""
+    asked = asked | {f"the content of {name}": content for name, content in contents.items()}
     run_file = partial / _RUN_FILE
     found = [path for path in partial.iterdir() if path.name != _LOCK_FILE]
     if not run_file.exists():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
@@ -29,6 +29,7 @@ from headwater.precision import Precision, precision
 from headwater.progress import Progress
 from headwater.records import Curve
 from headwater.resume_state import load_state, part, save_state
+from headwater.schedules import SCHEDULES
 from headwater.tasks.base import Task
 from headwater.weights import Weights, load_weights, weights_of
 from headwater.workers import can_fork
@@ -37,8 +38,8 @@ AUTOSAVE_SECONDS = 10.0
 """How much work a kill can cost at most; saving more often would slow small runs down."""
 
 
-NEVER = 1_000_000
-"""An epoch that no training reaches: a group that thaws then stays frozen."""
+ALWAYS, NEVER = range(1_000_000), range(0)
+"""Epochs of a group that learns all the time, and of one that stays frozen."""
 
 
 class TrainOptions(Config):
@@ -56,12 +57,14 @@ class TrainOptions(Config):
     """`adamw` (Loshchilov and Hutter 2019) or `sgd` with momentum 0.9."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay."""
-    schedule: Literal["one_cycle", "constant"] = "one_cycle"
-    """One cycle (Smith 2018, arXiv:1803.09820): up over the first quarter, then down along a cosine."""
+    schedule: Literal["one_cycle", "slanted", "constant"] = "one_cycle"
+    """`one_cycle` (Smith 2018): up over the first quarter, then down along a cosine; `slanted` (Howard and Ruder 2018):
+    up over the first tenth, then straight down to a 32nd; or `constant`."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest L2 norm of the gradient."""
     patience: Annotated[int, Field(ge=0)] = 3
-    """Stop after this many epochs without a better held-out figure; 0 never stops early."""
+    """Stop after this many epochs without a better held-out figure, not counting those before the last layer thaws;
+    0 never stops early."""
     precision: Precision = "float32"
     """`bfloat16` computes products in that type, an error where the processor can't; `auto` if it can."""
     processes: Annotated[int, Field(ge=0)] = 1
@@ -80,17 +83,17 @@ class TrainOptions(Config):
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate and a time to thaw.
+    """Parameters that share a learning rate and the epochs in which they learn.
 
     Attributes:
         prefixes: Parameter names begin with one of these.
         lr_factor: Times the peak learning rate.
-        thaw_epoch: Frozen before this epoch, counted from 0.
+        epochs: Those in which they learn, counted from 0; in the others they are frozen.
     """
 
     prefixes: tuple[str, ...]
     lr_factor: float = 1.0
-    thaw_epoch: int = 0
+    epochs: Container[int] = ALWAYS
 
 
 class Objective(Protocol):
@@ -204,7 +207,7 @@ def _score(figures: dict[str, float], best_by: tuple[str, bool]) -> float:
 
 
 def _run_epoch(run: _Run, progress: Progress | None) -> None:
-    run.thaw()
+    run.thaw(run.epoch)
     while run.step < (run.epoch + 1) * run.steps_per_epoch:
         loss = run.train_step()
         if progress:
@@ -232,6 +235,7 @@ class _Run:
         self.groups = groups
         self.state_file = state_file
         self.steps_per_epoch = objectives[0].steps_per_epoch
+        self.settled = _last_change(groups, options.epochs)
         self.step = 0
         self.epoch = 0
         self.waited = 0
@@ -250,20 +254,20 @@ class _Run:
         """Return whether to stop, and remember why."""
         if self.epoch >= self.options.epochs:
             self.stopped = self.stopped or f"reached {self.options.epochs} epochs"
-        elif self.options.patience and self.waited >= self.options.patience:
+        elif self.options.patience and min(self.waited, self.epoch - self.settled) >= self.options.patience:
             self.stopped = f"no better held-out figure for {self.waited} epochs"
         return bool(self.stopped)
 
-    def thaw(self) -> None:
-        """Let the groups learn whose epoch has come."""
+    def thaw(self, epoch: int) -> None:
+        """Let those groups learn that do so in an epoch."""
         for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
             for parameter in group["params"]:
-                parameter.requires_grad_(self.epoch >= settings.thaw_epoch)
+                parameter.requires_grad_(epoch in settings.epochs)
 
     def train_step(self) -> float:
         """Take one step; return its loss."""
         total = self.steps_per_epoch * self.options.epochs
-        scale = one_cycle(self.step, total) if self.options.schedule == "one_cycle" else 1.0
+        scale = SCHEDULES[self.options.schedule](self.step, total)
         for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = self.lr * settings.lr_factor * scale
         value = self.gradients(self.step)
@@ -352,12 +356,10 @@ class _Run:
             torch.cuda.set_rng_state(tensors["rng_cuda"])
 
 
-def one_cycle(step: int, total: int, *, warm_up: float = 0.25, start: float = 0.04, end: float = 1e-3) -> float:
-    """Return the share of the peak learning rate at a step: linear up, cosine down."""
-    peak = max(1, round(total * warm_up))
-    if step < peak:
-        return start + (1 - start) * step / peak
-    return end + (1 - end) * (1 + math.cos(math.pi * (step - peak) / max(1, total - peak))) / 2
+def _last_change(groups: Sequence[ParameterGroup], epochs: int) -> int:
+    """Return the epoch from which on the same groups learn in all that follow."""
+    learning = [[epoch in group.epochs for group in groups] for epoch in range(epochs)]
+    return max((epoch for epoch in range(1, epochs) if learning[epoch] != learning[epoch - 1]), default=0)
 
 
 def make_optimizer(
@@ -403,6 +405,7 @@ def _find_lr(
         run.lr = lr
         return run.train_step()
 
+    run.thaw(options.epochs - 1)  # the rate is for all that will learn, and what stays frozen must not help to find it
     try:
         with run.gradients:
             return suggest_lr(lr_range_test(train_step))

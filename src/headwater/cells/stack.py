@@ -153,7 +153,7 @@ class RecurrentStack(nn.Module):
         first = self.layers[0]
         assert isinstance(first, Layer)  # noqa: S101 - what the constructor has put there
         # A kernel is the mathematics of the class that names it, not of what is derived from that.
-        if "kernel" not in vars(self._cell) or not usable(first.fwd.weight_hh) or not shape[0]:
+        if "kernel" not in vars(self._cell) or not usable(first.fwd.bias_hh) or not shape[0]:
             return None
         if any(module._forward_hooks or module._forward_pre_hooks for module in self.layers.modules()):  # noqa: SLF001
             return None  # they hear of calls that the kernels don't make

@@ -45,7 +45,7 @@ def train_central(
     device = next(model.parameters()).device
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in start)
-    groups = [ParameterGroup(tuple(start)), ParameterGroup(("",), thaw_epoch=NEVER)]
+    groups = [ParameterGroup(tuple(start)), ParameterGroup(("",), epochs=NEVER)]
     objective = TaskObjective(model, task, together, options.batch_size, seed, device)
     fit(model, [objective], evaluate, options, best_by=best_by, seed=seed, groups=groups[: 1 + _partly(model, start)])
 

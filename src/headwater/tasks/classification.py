@@ -1,6 +1,6 @@
 """One label a row.
 
-Shapes: B batch, T time, H features of the states, K classes, N rows.
+Shapes: B batch, T time, H features of the states, F pooled features, K classes, N rows.
 """
 
 from __future__ import annotations
@@ -65,10 +65,14 @@ class PooledLinear(nn.Module):
         """Return the pooled states that the linear layer reads."""
         return pool(y_BTH, lengths_B, self.pooling, bidirectional=self.bidirectional)
 
+    def logits(self, pooled_BF: Tensor) -> Tensor:
+        """Return logits (B, K) of pooled states."""
+        logits_BK: Tensor = self.linear(self.dropout(pooled_BF))
+        return logits_BK
+
     def forward(self, y_BTH: Tensor, lengths_B: Tensor) -> Tensor:
         """Return logits (B, K)."""
-        logits_BK: Tensor = self.linear(self.dropout(self.pooled(y_BTH, lengths_B)))
-        return logits_BK
+        return self.logits(self.pooled(y_BTH, lengths_B))
 
 
 def torch_runner(model: SequenceModel) -> Runner:

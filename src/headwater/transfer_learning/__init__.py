@@ -8,4 +8,5 @@ METHODS = {
     "features": "headwater.transfer_learning.methods:features",
     "finetune": "headwater.transfer_learning.methods:finetune",
     "multitask": "headwater.transfer_learning.methods:multitask",
+    "lora": "headwater.transfer_learning.methods:lora",
 }

@@ -12,15 +12,16 @@ from torch import nn
 from headwater.checkpoint import Checkpoint, ModelConfig
 from headwater.errors import CheckpointError, ConfigError
 from headwater.features.text import TextFeaturizer, TextOptions
-from headwater.fitting import Splits, fit_task
+from headwater.fitting import Splits, fit_task, with_epochs
 from headwater.model import SequenceModel
 from headwater.records import Coverage, DataUse
 from headwater.stage import Workspace
 from headwater.tasks import Task
-from headwater.trainer import FitResult, Objective, ParameterGroup, TrainOptions
+from headwater.trainer import ALWAYS, NEVER, FitResult, Objective, ParameterGroup, TrainOptions
 from headwater.transfer_learning.options import TransferOptions
+from headwater.transfer_learning.regularization import Anchor, ShrunkClassification
 from headwater.transfer_learning.vocabulary import remap, union_featurizer
-from headwater.weights import load_weights
+from headwater.weights import Weights, load_weights
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Job:
         featurizer: The target's featurizer.
         model: The target model; holds the source's weights unless the method starts from scratch.
         coverage: What the source knew of the target's vocabulary; None from scratch.
+        carried: The weights that the model has from the source.
+        part: Names the state that an interrupted run continues from, where a stage does several jobs.
         source_uses: Rows of the source task that the method has read.
     """
 
@@ -47,12 +50,21 @@ class Job:
     featurizer: TextFeaturizer
     model: SequenceModel
     coverage: Coverage | None
+    carried: Weights
+    part: str = ""
     source_uses: list[DataUse] = field(default_factory=list)
 
     @property
     def task(self) -> Task:
-        """The target's task."""
+        """The target's task, as it is trained."""
+        if self.options.bss and self.carried:
+            return ShrunkClassification(**self.config.task, shrinkage=self.options.bss)
         return self.config.make_task()
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the target's rows at most."""
+        return with_epochs(self.options, len(self.splits.train)).epochs
 
     def fit(
         self,
@@ -68,11 +80,27 @@ class Job:
             self.splits,
             self.options.only(TrainOptions),
             self.workspace,
+            part=self.part,
             seed=self.options.seed,
             groups=groups,
             others=others,
             trained=trained,
         )
+
+    def anchors(self) -> list[Objective]:
+        """Return L2-SP, if it is asked for: a pull of what was carried over to where it was, of the rest to zero."""
+        if not self.options.l2_sp:
+            return []
+        parameters = dict(self.model.named_parameters())
+        new = {name: value for name, value in parameters.items() if name not in self.carried}
+        old = {name: parameters[name] for name in self.carried}
+        device = self.workspace.device
+        where = {name: value.to(device) for name, value in self.carried.items()}
+        pulls: list[Objective] = [Anchor(old, where, self.options.l2_sp)]
+        if new:
+            zeros = {name: torch.zeros_like(value, device=device) for name, value in new.items()}
+            pulls.append(Anchor(new, zeros, self.options.l2_sp_head))
+        return pulls
 
     def layer_groups(self) -> list[str]:
         """Return the parameter names' beginnings from the head down to the embedding, one a layer."""
@@ -80,11 +108,10 @@ class Job:
         layers = [f"encoder.stack.layers.{number}." for number in reversed(range(depth))]
         return ["head.", *layers, "encoder.embedding."]
 
-    def never_thawed(self, prefix: str) -> bool:
-        """Return whether the options keep a layer frozen throughout."""
-        return (self.options.freeze == "encoder" and prefix != "head.") or (
-            self.options.freeze == "embedding" and prefix == "encoder.embedding."
-        )
+    def learns(self, prefix: str) -> range:
+        """Return the epochs in which a layer learns: none if the options keep it frozen throughout."""
+        frozen = {"none": (), "embedding": ("encoder.embedding.",), "encoder": ("encoder.",)}[self.options.freeze]
+        return NEVER if prefix.startswith(frozen) else ALWAYS
 
 
 def make_job(
@@ -118,15 +145,17 @@ def make_job(
     )
     torch.manual_seed(options.seed)
     model = config.build()
-    coverage = None
+    coverage: Coverage | None = None
+    carried: Weights = {}
     if not from_scratch:
-        coverage = _carry_over(source, model, featurizer, splits, head=same_labels and options.head != "new")
-    return Job(source, splits, options, workspace, config, featurizer, model, coverage)
+        coverage, carried = _carry_over(source, model, featurizer, splits, head=same_labels and options.head != "new")
+    return Job(source, splits, options, workspace, config, featurizer, model, coverage, carried)
 
 
 def _carry_over(
     source: Checkpoint, model: SequenceModel, featurizer: TextFeaturizer, splits: Splits, *, head: bool
-) -> Coverage:
+) -> tuple[Coverage, Weights]:
+    """Copy the source's weights into the model; return what it knew of the vocabulary, and the copied weights."""
     weights = source.weights()
     embedding = weights.pop("encoder.embedding.weight", None)
     if embedding is None:
@@ -134,4 +163,4 @@ def _carry_over(
     kept = {name: value for name, value in weights.items() if head or name.startswith("encoder.")}
     kept["encoder.embedding.weight"], coverage = remap(source.featurizer, embedding, featurizer, splits.train.texts)
     load_weights(model, kept)
-    return coverage
+    return coverage, kept

@@ -6,7 +6,7 @@ Shapes: N rows, F pooled features, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from headwater.model import SequenceModel
 from headwater.tasks.classification import Classification, PooledLinear, pooled_states
 from headwater.trainer import NEVER, FitResult, Objective, ParameterGroup, TaskObjective
 from headwater.transfer_learning.job import Job
+from headwater.transfer_learning.low_rank import low_rank
+from headwater.transfer_learning.unfreezing import at_once, chain_thaw, gradual, probe_first
 
 
 def scratch(job: Job) -> FitResult:
@@ -32,24 +34,28 @@ def scratch(job: Job) -> FitResult:
 
 def init(job: Job) -> FitResult:
     """Parameter initialization: start from the source's weights, train all of them alike."""
-    return job.fit([ParameterGroup((p,), thaw_epoch=NEVER * job.never_thawed(p)) for p in job.layer_groups()])
+    groups = [ParameterGroup((prefix,), epochs=job.learns(prefix)) for prefix in job.layer_groups()]
+    return job.fit(groups, job.anchors())
 
 
 def finetune(job: Job) -> FitResult:
-    """Discriminative rates and gradual unfreezing (Howard and Ruder 2018, arXiv:1801.06146, section 3.3).
+    """Discriminative rates (Howard and Ruder 2018, arXiv:1801.06146, section 3.2), layers thawed in some order.
 
-    The head learns from the first epoch on; each layer below joins an epoch later, with a rate smaller by a factor.
+    Each layer below the head learns with a rate smaller by a factor, in the epochs that `--unfreeze` gives it.
     """
-    gradual = job.options.unfreeze == "gradual"
+    layers = job.layer_groups()
+    learning = [prefix for prefix in layers if job.learns(prefix) is not NEVER]
+    unfreeze, epochs = job.options.unfreeze, job.epochs
+    if unfreeze == "probe_first":
+        times = probe_first(len(learning), epochs, job.options.probe_share)
+    else:
+        times = {"gradual": gradual, "chain_thaw": chain_thaw, "at_once": at_once}[unfreeze](len(learning), epochs)
+    thawed = dict(zip(learning, times, strict=True))
     groups = [
-        ParameterGroup(
-            (prefix,),
-            lr_factor=job.options.lr_decay**-depth,
-            thaw_epoch=NEVER if job.never_thawed(prefix) else depth * gradual,
-        )
-        for depth, prefix in enumerate(job.layer_groups())
+        ParameterGroup((prefix,), job.options.lr_decay**-depth, thawed.get(prefix, NEVER))
+        for depth, prefix in enumerate(layers)
     ]
-    return job.fit(groups)
+    return job.fit(groups, job.anchors())
 
 
 def features(job: Job) -> None:
@@ -92,12 +98,25 @@ def multitask(job: Job) -> FitResult:
         options.accumulate,
     )
     trained = nn.ModuleDict({"target": job.model, "source_head": source.head})
-    groups = [
-        ParameterGroup((f"target.{prefix}",), thaw_epoch=NEVER * job.never_thawed(prefix))
-        for prefix in job.layer_groups()
-    ]
+    groups = [ParameterGroup((f"target.{prefix}",), epochs=job.learns(prefix)) for prefix in job.layer_groups()]
     weighted = Weighted(beside, options.source_weight)
-    return job.fit([*groups, ParameterGroup(("source_head.",))], [weighted], trained)
+    return job.fit([*groups, ParameterGroup(("source_head.",))], [weighted, *job.anchors()], trained)
+
+
+def lora(job: Job) -> FitResult:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): they and the head learn, the rest stays frozen.
+
+    The adapters are merged into the weights in the end, so that the result is an ordinary checkpoint.
+    """
+    options, model = job.options, job.model
+    whole = sum(value.numel() for value in model.parameters())
+    targets = [target.strip() for target in options.lora_targets.split(",")]
+    with low_rank(model.encoder, targets, options.rank, options.lora_alpha) as adapters:
+        learning = ("head.", *(f"encoder.{name}" for name in adapters))
+        trained = sum(value.numel() for name, value in model.named_parameters() if name.startswith(learning))
+        result = job.fit([ParameterGroup(learning), ParameterGroup(("",), epochs=NEVER)])
+    note = f"{trained:,} weights were trained, of a model of {whole:,}: {len(adapters)} adapters and the head."
+    return replace(result, notes=(*result.notes, note))
 
 
 @dataclass

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from headwater.checkpoint import Checkpoint
-from headwater.evaluation import Evaluation
 from headwater.fitting import classifier_facts, read_splits
 from headwater.registry import lookup
 from headwater.stage import Outcome, Workspace, run_stage
-from headwater.tasks.classification import class_probabilities
 from headwater.transfer_learning import METHODS
+from headwater.transfer_learning.choice import choose_method
+from headwater.transfer_learning.control import compare_with_scratch, evaluate
 from headwater.transfer_learning.job import Job, make_job
-from headwater.transfer_learning.options import TransferOptions
+from headwater.transfer_learning.options import AUTO, SCRATCH, TransferOptions
 
 
 def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
@@ -30,7 +30,12 @@ def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
 
 def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) -> Outcome:
     splits = read_splits(options, options.seed)
-    job = make_job(source, splits, options, workspace, from_scratch=options.method == "scratch")
+    notes = []
+    if options.method == AUTO:
+        method, why = choose_method(source, splits, options, workspace)
+        options = options.model_copy(update={"method": method})
+        notes.append(why)
+    job = make_job(source, splits, options, workspace, from_scratch=options.method == SCRATCH)
     before = {} if job.coverage is None or source.labels != splits.labels else _zero_shot(job)
     result = lookup("headwater.transfer_methods", METHODS, options.method)(job)
     lineage = source.lineage.model_copy(deep=True)
@@ -41,8 +46,12 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
         "method": options.method,
         "data": [*splits.uses(), *job.source_uses],
         "coverage": job.coverage,
-        "notes": splits.notes(job.featurizer, fitted=result is not None),
+        "notes": notes + splits.notes(job.featurizer, fitted=result is not None),
     }
+    if options.control and options.method != SCRATCH and len(splits.test):
+        twin, note = compare_with_scratch(job)
+        facts["controls"] = {SCRATCH: twin}
+        facts["notes"].append(note)
     if result:
         facts |= {"curves": result.curves, "stopped": result.stopped}
         facts["notes"] += result.notes
@@ -51,9 +60,6 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
 
 def _zero_shot(job: Job) -> dict[str, Any]:
     """Return the source's figures on the target before any training, where it has the same labels."""
-    test = job.splits.test
-    if not len(test) or job.options.head == "new":
+    if not len(job.splits.test) or job.options.head == "new":
         return {}
-    examples = test.encode(job.featurizer, job.splits.labels)
-    probabilities = class_probabilities(job.model.to(job.workspace.device), examples)
-    return {"zero_shot": Evaluation.of(test, job.splits.labels, probabilities).figures()}
+    return {"zero_shot": evaluate(job).figures()}
