@@ -182,6 +182,7 @@ USING = {
     "export": ["export", "model", "--out", "new", "--quiet"],
     "evaluate": ["evaluate", "model", "--data", "rows.csv"],
     "predict": ["predict", "model", "--text", "w1 w2"],
+    "generate": ["generate", "model", "--prompt", "w1 w2"],
 }
 
 
@@ -240,6 +241,7 @@ REFUSED = {
         ["evaluate", "model", "--data", "strange.csv"],
         ["'god' was never seen"],
     ),
+    "text from a classifier": (USING["generate"], ["--task language_modeling"]),
     "nothing to predict": (["predict", "model"], ["--text"]),
     "a file without a table to write": (["predict", "model", "--data", "rows.csv"], ["--out"]),
     "a table without a file": (["predict", "model", "--text", "w1", "--out", "new.csv"], ["--data"]),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headwater.federated.options import FederateOptions
     from headwater.federated.personalization import PersonalizeOptions, personalize
     from headwater.federated.verb import federate
+    from headwater.generation import GenerateOptions, generate
     from headwater.journey import run_journey
     from headwater.prediction import EvaluateOptions, PredictOptions, evaluate, load_predictor, predict
     from headwater.pretrained import open_checkpoint
@@ -36,6 +37,7 @@ _HOMES = {
     "EvaluateOptions": "headwater.prediction",
     "ExportOptions": "headwater.deployment.verb",
     "FederateOptions": "headwater.federated.options",
+    "GenerateOptions": "headwater.generation",
     "HeadwaterError": "headwater.errors",
     "PersonalizeOptions": "headwater.federated.personalization",
     "PredictOptions": "headwater.prediction",
@@ -47,6 +49,7 @@ _HOMES = {
     "evaluate": "headwater.prediction",
     "export": "headwater.deployment.verb",
     "federate": "headwater.federated.verb",
+    "generate": "headwater.generation",
     "load_predictor": "headwater.prediction",
     "open_checkpoint": "headwater.pretrained",
     "personalize": "headwater.federated.personalization",
@@ -65,6 +68,7 @@ __all__ = [
     "EvaluateOptions",
     "ExportOptions",
     "FederateOptions",
+    "GenerateOptions",
     "HeadwaterError",
     "PersonalizeOptions",
     "PredictOptions",
@@ -76,6 +80,7 @@ __all__ = [
     "evaluate",
     "export",
     "federate",
+    "generate",
     "load_predictor",
     "open_checkpoint",
     "personalize",

@@ -26,7 +26,8 @@ class TextOptions(Config):
     """How text becomes numbers."""
 
     tokenizer: TokenizerName = "word"
-    """`word`, `char`, `bpe` (byte-pair pieces) or `jieba` (Chinese words)."""
+    """`word`, `char` (without white space), `char_space` (with it), `bpe` (byte-pair pieces) or `jieba` (Chinese
+    words)."""
     lowercase: bool = True
     """Fold case before splitting."""
     max_length: Annotated[int, Field(ge=1)] = 400

@@ -23,7 +23,8 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers)
     or `multitask` (learn the source's task beside the target's)."""
     tokenizer: Annotated[str, name_in("headwater.tokenizers", TOKENIZERS, "source")] = "source"
-    """How the target's text is split: `word`, `char`, `bpe` or `jieba`; `source` splits as the source does."""
+    """How the target's text is split: `word`, `char`, `char_space`, `bpe` or `jieba`; `source` splits as the source
+    does."""
     max_length: Annotated[int, Field(ge=0)] = 0
     """Tokens a row at most; 0 keeps the source's limit."""
     freeze: Freeze = "none"
