@@ -164,6 +164,15 @@ def test_a_long_text_is_cut_and_a_large_vocabulary_too():
     assert len(featurizer.vocabulary) == 12
 
 
+def test_a_backward_featurizer_reads_what_a_forward_one_does_from_its_end():
+    forward, backward = (fitted("word", max_length=3, direction=direction) for direction in ("forward", "backward"))
+    assert forward.vocabulary == backward.vocabulary
+    assert forward.tokens("a bad fine film") == ["a", "bad", "fine"]
+    assert backward.tokens("a bad fine film") == ["fine", "bad", "a"] == backward.turned(["a", "bad", "fine"])
+    assert backward.encode("a bad") == forward.encode("a bad")[::-1]
+    assert backward.encode("") == [UNKNOWN]
+
+
 def test_texts_without_a_frequent_token_are_refused_with_a_way_out():
     with pytest.raises(DataError, match="--min-count"):
         TextFeaturizer.fit(["one two", "three"], TextOptions())

@@ -15,6 +15,8 @@ from headwater.errors import ConfigError
 from headwater.features.text import BEGIN, END, PAD, UNKNOWN
 from headwater.generation import GenerateOptions, draw, generate
 from headwater.pretraining import PretrainOptions, pretrain
+from headwater.transfer_learning.options import TransferOptions
+from headwater.transfer_learning.verb import transfer
 
 SHARES = torch.tensor([0.0, 0.0, 0.0, 0.1, 0.4, 0.2, 0.3])
 
@@ -104,6 +106,17 @@ def test_a_blank_prompt_begins_with_the_row_and_a_long_one_is_refused():
 def test_a_compressed_model_writes_too(tmp_path):
     compressed = compress(language_model(), CompressOptions(out=tmp_path / "int8", quiet=True))
     assert len(generate(compressed, GenerateOptions(count=2, length=5))) == 2
+
+
+def test_a_backward_model_writes_what_stands_before_the_prompt(tmp_path):
+    texts = ["one two three four", "a rose is red"] * 100
+    data = write_csv(tmp_path / "rows.csv", Rows(texts, ["-", "+"] * 100, [], "toy", "0" * 64))
+    given = TINY | {"data": data, "task": "language_modeling", "bidirectional": False, "epochs": 12, "hidden_size": 16}
+    made = pretrain(PretrainOptions(**given, direction="backward", bptt=10, batch_size=4, out=tmp_path / "lm"))
+    assert generate(made, GenerateOptions(prompt="is red", temperature=0)) == ["a rose is red"]
+    assert generate(made, GenerateOptions(prompt="three four", temperature=0)) == ["one two three four"]
+    options = TransferOptions(data=data, out=tmp_path / "t", epochs=1, rows=20, quiet=True)
+    assert transfer(made, options).featurizer.encode("is red") == made.featurizer.encode("is red")
 
 
 def test_what_was_learned_is_said_again_from_the_command_line(tmp_path, capsys):

@@ -28,7 +28,7 @@ class GenerateOptions(Config):
     """Options of `generate`."""
 
     prompt: str = ""
-    """What each text begins with."""
+    """What each text begins with, or ends with where the model reads backward."""
     length: Annotated[int, Field(ge=1)] = 50
     """Tokens to add at most; a text ends before where the model ends it."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -48,7 +48,8 @@ def generate(checkpoint: Checkpoint, options: GenerateOptions) -> list[str]:
     """Write texts with a language model.
 
     Returns:
-        As many texts as were asked for; each begins with the prompt, as the model's tokenizer has read it.
+        As many texts as were asked for; each begins with the prompt, as the model's tokenizer has read it. A backward
+        model's ends with it.
 
     Raises:
         ConfigError: The model is no language model, or the prompt is longer than a row that it reads.
@@ -65,7 +66,7 @@ def generate(checkpoint: Checkpoint, options: GenerateOptions) -> list[str]:
     texts = []
     for _ in range(options.count):
         added = [featurizer.vocabulary[number] for number in writer.write(options, generator)]
-        texts.append(featurizer.tokenizer.join([*prompt, *added]))
+        texts.append(featurizer.tokenizer.join(featurizer.turned([*prompt, *added])))
     return texts
 
 
