@@ -164,8 +164,8 @@ def test_the_learning_rate_goes_with_the_length_of_the_window():
     assert [one.lr_factor(step) for step in range(one.steps_per_epoch)] == [length / 6 for length in lengths]
     assert len(set(lengths)) > 1
     rates = []
-    run = trainer._Run(model, [one], OPTIONS, 0.5, (trainer.ParameterGroup(("",)),), 0, None)
-    run.options = OPTIONS.model_copy(update={"schedule": "constant"})
+    constant = OPTIONS.model_copy(update={"schedule": "constant"})
+    run = trainer._Run(model, [one], constant, 0.5, (trainer.ParameterGroup(("",)),), 0, None)
     with run.gradients:
         for _ in lengths:
             run.train_step()
