@@ -46,7 +46,8 @@ class Watched(Objective):
 def fitted(kind, options=OPTIONS, *, dropout=NO_DROPOUT, call=None, state_file=None, groups=EVERYTHING):
     """Return the weights and the result of a fit that can be made again with the same bits."""
     language = {"language_modeling": 0, "streams": 4}
-    settings = {"task": {"name": "language_modeling", "bptt": language[kind]}} if kind in language else {}
+    task = {"name": "language_modeling", "bptt": language.get(kind), "ar": 2.0, "tar": 1.0}
+    settings = {"task": task} if kind in language else {}
     config = toy_config(dropout=dropout, bidirectional=kind not in language, **settings)
     model, task = toy_model(config), config.make_task()
     more = {"batch_size": options.batch_size, "accumulate": options.accumulate}

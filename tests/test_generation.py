@@ -1,6 +1,7 @@
 """Generated text: drawn as the options say, equal to what the whole model predicts, the same for the same seed."""
 
 from collections import Counter
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -18,6 +19,11 @@ from headwater.pretraining import PretrainOptions, pretrain
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.verb import transfer
 
+LEARNING = MappingProxyType(
+    {"task": "language_modeling", "bidirectional": False, "bptt": 10, "batch_size": 4, "epochs": 12, "patience": 0}
+    | {"embedding_size": 16, "hidden_size": 16}
+)
+"""Options with which a language model learns two rows by heart."""
 SHARES = torch.tensor([0.0, 0.0, 0.0, 0.1, 0.4, 0.2, 0.3])
 
 
@@ -111,8 +117,8 @@ def test_a_compressed_model_writes_too(tmp_path):
 def test_a_backward_model_writes_what_stands_before_the_prompt(tmp_path):
     texts = ["one two three four", "a rose is red"] * 100
     data = write_csv(tmp_path / "rows.csv", Rows(texts, ["-", "+"] * 100, [], "toy", "0" * 64))
-    given = TINY | {"data": data, "task": "language_modeling", "bidirectional": False, "epochs": 12, "hidden_size": 16}
-    made = pretrain(PretrainOptions(**given, direction="backward", bptt=10, batch_size=4, out=tmp_path / "lm"))
+    given = TINY | LEARNING | {"data": data}
+    made = pretrain(PretrainOptions(**given, direction="backward", out=tmp_path / "lm"))
     assert generate(made, GenerateOptions(prompt="is red", temperature=0)) == ["a rose is red"]
     assert generate(made, GenerateOptions(prompt="three four", temperature=0)) == ["one two three four"]
     options = TransferOptions(data=data, out=tmp_path / "t", epochs=1, rows=20, quiet=True)
@@ -122,8 +128,8 @@ def test_a_backward_model_writes_what_stands_before_the_prompt(tmp_path):
 def test_what_was_learned_is_said_again_from_the_command_line(tmp_path, capsys):
     texts = ["one two, three (four) five.", "a rose is red"] * 100
     data = write_csv(tmp_path / "rows.csv", Rows(texts, ["-"] * len(texts), [], "toy", "0" * 64))
-    given = TINY | {"data": data, "task": "language_modeling", "bidirectional": False, "epochs": 12, "hidden_size": 16}
-    pretrain(PretrainOptions(**given, bptt=10, batch_size=4, out=tmp_path / "lm"))
+    given = TINY | LEARNING | {"data": data}
+    pretrain(PretrainOptions(**given, out=tmp_path / "lm"))
     assert main(["generate", str(tmp_path / "lm"), "--prompt", "One two", "--temperature", "0", "--count", "2"]) == 0
     assert capsys.readouterr().out.splitlines() == ["one two, three (four) five."] * 2
     assert headwater.generate(

@@ -31,7 +31,7 @@ OPTIONS = TrainOptions(epochs=3, batch_size=8, lr=0.02, patience=0)
 
 def language_model(*, dropout=None, **task):
     config = toy_config(
-        task={"name": "language_modeling", "bptt": 6} | task,
+        task={"name": "language_modeling", "bptt": 6, "ar": 2.0, "tar": 1.0} | task,
         bidirectional=False,
         layers=2,
         **({"dropout": dropout} if dropout else {}),
@@ -223,8 +223,8 @@ def test_a_pre_training_over_streams_is_measured_beside_the_unigrams(tmp_path):
         for name, count, seed in (("train", 240, 1), ("test", 90, 2))
     )
     given = TINY | {"data": train, "test": test, "task": "language_modeling", "bidirectional": False, "epochs": 4}
-    made = pretrain(PretrainOptions(**given, bptt=12, batch_size=8, out=tmp_path / "lm"))
-    assert made.config.task == {"name": "language_modeling", "bptt": 12, "ar": 2.0, "tar": 1.0}
+    made = pretrain(PretrainOptions(**given, bptt=12, ar=2.0, batch_size=8, out=tmp_path / "lm"))
+    assert made.config.task == {"name": "language_modeling", "bptt": 12, "ar": 2.0, "tar": 0.0}
     record = StageRecord.load(tmp_path / "lm")
     figures, trivial = record.metrics["test"], record.baselines["unigram"]
     assert figures["n"] == trivial["n"]

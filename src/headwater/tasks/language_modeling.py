@@ -38,10 +38,12 @@ class LanguageModelingOptions(Config):
     bptt: Annotated[int, Field(ge=0)] = 0
     """Join the training rows into streams, carry the state on from window to window, and go back this many steps, in
     the mean, to learn (the paper takes 70); a batch is that many streams. 0 trains on rows apart."""
-    ar: Annotated[float, Field(ge=0)] = 2.0
-    """Activation regularization over streams: times the mean square of the states that the head reads."""
-    tar: Annotated[float, Field(ge=0)] = 1.0
-    """Temporal activation regularization over streams: times the mean square of what a step changes in the state."""
+    ar: Annotated[float, Field(ge=0)] = 0.0
+    """Activation regularization over streams: times the mean square of the states that the head reads. The paper takes
+    2, over hundreds of epochs."""
+    tar: Annotated[float, Field(ge=0)] = 0.0
+    """Temporal activation regularization over streams: times the mean square of what a step changes in the state. The
+    paper takes 1."""
 
 
 class LanguageModeling(LanguageModelingOptions, Task):
