@@ -184,6 +184,7 @@ USING = {
     "push": ["push", "model", "--to", "hf:nobody/nothing"],
     "evaluate": ["evaluate", "model", "--data", "rows.csv"],
     "predict": ["predict", "model", "--text", "w1 w2"],
+    "generate": ["generate", "model", "--prompt", "w1 w2"],
 }
 
 
@@ -242,6 +243,7 @@ REFUSED = {
         ["evaluate", "model", "--data", "strange.csv"],
         ["'god' was never seen"],
     ),
+    "text from a classifier": (USING["generate"], ["--task language_modeling"]),
     "nothing to predict": (["predict", "model"], ["--text"]),
     "a file without a table to write": (["predict", "model", "--data", "rows.csv"], ["--out"]),
     "a table without a file": (["predict", "model", "--text", "w1", "--out", "new.csv"], ["--data"]),

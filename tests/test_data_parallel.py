@@ -16,7 +16,8 @@ from headwater.data_parallel import DataParallel, Share
 from headwater.errors import DataError, WorkerError
 from headwater.fitting import with_epochs
 from headwater.model import DropoutOptions, SequenceModel
-from headwater.trainer import NEVER, ParameterGroup, TaskObjective, TrainOptions, fit
+from headwater.tasks.language_modeling import StreamObjective
+from headwater.trainer import NEVER, Objective, ParameterGroup, TaskObjective, TrainOptions, fit
 from headwater.weights import weights_of
 from headwater.workers import Workers
 
@@ -24,14 +25,14 @@ ROWS = 41
 """With batches of 8, one has a single row."""
 OPTIONS = TrainOptions(epochs=2, batch_size=8, lr=0.1, optimizer="sgd", patience=0)
 EVERYTHING = (ParameterGroup(("",)),)
-KINDS = ["classification", "language_modeling", "multitask"]
+KINDS = ["classification", "language_modeling", "multitask", "streams"]
 
 
 def left():
     return [process for process in multiprocessing.active_children() if process.is_alive()]
 
 
-class Watched:
+class Watched(Objective):
     """An objective that calls something before a step's losses."""
 
     def __init__(self, inner, call):
@@ -44,11 +45,15 @@ class Watched:
 
 def fitted(kind, options=OPTIONS, *, dropout=NO_DROPOUT, call=None, state_file=None, groups=EVERYTHING):
     """Return the weights and the result of a fit that can be made again with the same bits."""
-    language = kind == "language_modeling"
-    config = toy_config(dropout=dropout, bidirectional=not language, **({"task": {"name": kind}} if language else {}))
+    language = {"language_modeling": 0, "streams": 4}
+    task = {"name": "language_modeling", "bptt": language.get(kind), "ar": 2.0, "tar": 1.0}
+    settings = {"task": task} if kind in language else {}
+    config = toy_config(dropout=dropout, bidirectional=kind not in language, **settings)
     model, task = toy_model(config), config.make_task()
     more = {"batch_size": options.batch_size, "accumulate": options.accumulate}
-    objectives = [TaskObjective(model, task, toy_examples(ROWS, seed=1), seed=5, **more)]
+    learns = StreamObjective if kind == "streams" else TaskObjective
+    device = torch.device("cpu")
+    objectives = [learns(model, task, toy_examples(ROWS, seed=1), seed=5, device=device, **more)]
     trained = model
     if kind == "multitask":
         torch.manual_seed(1)

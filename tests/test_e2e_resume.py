@@ -64,7 +64,10 @@ def federation(folder, source, out, *more):
     return ["federate", source, "--data", folder / "train.csv", "--client", "client", "--out", out, *rounds, *more]
 
 
-@pytest.mark.parametrize("options", [[], ["--processes", 2, "--accumulate", 2]])
+STREAMS = ["--task", "language_modeling", "--no-bidirectional", "--bptt", 5]
+
+
+@pytest.mark.parametrize("options", [[], ["--processes", 2, "--accumulate", 2], STREAMS])
 def test_a_training_that_is_killed_twice_and_resumed_has_the_same_bits(data, tmp_path, options):
     whole, out = tmp_path / "whole", tmp_path / "killed"
     options = ["--patience", 0, *options]

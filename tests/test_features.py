@@ -53,6 +53,42 @@ def test_characters_are_split_and_made_half_width(text, tokens):
     assert split("char", text) == tokens
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("", []), (" a \t\nb ", ["a", " ", "b"]), ("\uff21\u3000\uff01", ["A", " ", "!"])]
+)
+def test_white_space_is_one_space_where_it_is_kept(text, tokens):
+    assert split("char_space", text) == tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("word", "It's NOT good (at all), is it? $5 for 3 films; 50% off!"),
+        ("word", "they said \u201cno\u201d\u2026"),
+        ("word", "iPhone很好,《真的》很好。"),
+        ("word", ""),
+        ("char", "电影不好看,剧情很差"),
+        ("char_space", "The film, a bad one."),
+        ("jieba", "这部电影很好看。ok fine"),
+        ("bpe", "fine film is a bad plot"),
+    ],
+)
+def test_tokens_are_joined_as_the_text_was_spelled(name, text):
+    tokenizer = make_tokenizer(name)
+    tokenizer.fit([text] * 9, 60)
+    assert tokenizer.join(tokenizer.split(text)) == text
+
+
+@pytest.mark.parametrize(("name", "more"), [("word", "()\u201c-$。"), ("char_space", "()\u201c-$。"), ("bpe", "")])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_what_is_joined_is_split_into_the_same_tokens(name, more, data):
+    words = data.draw(st.lists(st.sampled_from(["film", "bad", "很", ".", ",", "!", *more])))
+    tokenizer = _cached(name).tokenizer
+    tokens = tokenizer.split(" ".join(words))
+    assert tokenizer.split(tokenizer.join(tokens)) == tokens
+
+
 def test_jieba_finds_chinese_words_and_drops_blanks():
     assert split("jieba", "这部电影很好看 ok") == ["这部", "电影", "很", "好看", "ok"]
     assert split("jieba", "  ") == []
@@ -126,6 +162,15 @@ def test_a_long_text_is_cut_and_a_large_vocabulary_too():
     assert len(fitted("word", max_length=3).encode("a b c d e")) == 3
     featurizer = fitted("char", vocabulary_size=12)
     assert len(featurizer.vocabulary) == 12
+
+
+def test_a_backward_featurizer_reads_what_a_forward_one_does_from_its_end():
+    forward, backward = (fitted("word", max_length=3, direction=direction) for direction in ("forward", "backward"))
+    assert forward.vocabulary == backward.vocabulary
+    assert forward.tokens("a bad fine film") == ["a", "bad", "fine"]
+    assert backward.tokens("a bad fine film") == ["fine", "bad", "a"] == backward.turned(["a", "bad", "fine"])
+    assert backward.encode("a bad") == forward.encode("a bad")[::-1]
+    assert backward.encode("") == [UNKNOWN]
 
 
 def test_texts_without_a_frequent_token_are_refused_with_a_way_out():

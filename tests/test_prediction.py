@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_models import LABELS, personal, sentences, small_checkpoint, write_rows
+from small_models import LABELS, WORDS, personal, sentences, small_checkpoint, write_rows
 
 from headwater.compression.verb import CompressOptions, compress
-from headwater.data.rows import read_rows
+from headwater.data.rows import Rows, read_rows
 from headwater.data.table import read_table
 from headwater.deployment.verb import ExportOptions, export
 from headwater.errors import CheckpointError, ConfigError, DataError, OutputError
+from headwater.explain.occlusion import examples, occlusion
+from headwater.features.text import TextFeaturizer
 from headwater.prediction import EvaluateOptions, PredictOptions, evaluate, load_predictor, predict
 from headwater.statistics import worst_decile
 
@@ -71,6 +73,18 @@ def test_a_clients_own_model(folders):
         load_predictor(folders / "ann", client="bob")
     with pytest.raises(CheckpointError, match="the shared one"):
         load_predictor(folders / "artifact", client="bob")
+
+
+def test_a_row_that_is_read_backward_is_explained_in_the_order_of_its_text():
+    predictor = small_checkpoint().predictor()
+    options = predictor.featurizer.options.model_copy(update={"direction": "backward"})
+    backward = replace(predictor, featurizer=TextFeaturizer(options, predictor.featurizer.vocabulary))
+    text = " ".join(WORDS[:12])
+    rows = Rows([text], ["good"], [], "toy", "0" * 64)
+    (example,) = examples(backward, rows, 1)
+    tokens, weights, _, _ = occlusion(backward, text)
+    assert example.tokens == text.split() == tokens[::-1]
+    assert example.weights == weights.tolist()[::-1]
 
 
 WITHOUT_TORCH = """

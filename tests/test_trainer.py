@@ -21,6 +21,7 @@ from headwater.resume_state import load_state, save_state
 from headwater.schedules import SCHEDULES, one_cycle, slanted_triangular
 from headwater.trainer import (
     NEVER,
+    Objective,
     ParameterGroup,
     TaskObjective,
     TrainOptions,
@@ -39,7 +40,7 @@ class Stop(Exception):  # noqa: N818 - it stands for the end of the process
 
 
 @dataclass
-class Watched:
+class Watched(Objective):
     """An objective that ends the process when a step is asked for."""
 
     inner: object
@@ -252,7 +253,7 @@ def test_what_is_dropped_in_training_is_dropped_in_every_epoch():
     fitting = Fitting()
     training = []
 
-    class Seen:
+    class Seen(Objective):
         steps_per_epoch = 2
 
         def losses(self, step, share):
@@ -325,7 +326,7 @@ def test_a_parameter_belongs_to_the_first_group_that_fits():
 def test_a_loss_that_is_no_number_ends_the_training_with_a_way_out(value, lr):
     fitting = Fitting()
 
-    class Broken:
+    class Broken(Objective):
         steps_per_epoch = 3
 
         def losses(self, step, share):

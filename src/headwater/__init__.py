@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headwater.federated.options import FederateOptions
     from headwater.federated.personalization import PersonalizeOptions, personalize
     from headwater.federated.verb import federate
+    from headwater.generation import GenerateOptions, generate
     from headwater.importing import ImportOptions, import_weights
     from headwater.journey import run_journey
     from headwater.prediction import EvaluateOptions, PredictOptions, evaluate, load_predictor, predict
@@ -40,6 +41,7 @@ _HOMES = {
     "EvaluateOptions": "headwater.prediction",
     "ExportOptions": "headwater.deployment.verb",
     "FederateOptions": "headwater.federated.options",
+    "GenerateOptions": "headwater.generation",
     "HeadwaterError": "headwater.errors",
     "ImportOptions": "headwater.importing",
     "PersonalizeOptions": "headwater.federated.personalization",
@@ -54,6 +56,7 @@ _HOMES = {
     "evaluate": "headwater.prediction",
     "export": "headwater.deployment.verb",
     "federate": "headwater.federated.verb",
+    "generate": "headwater.generation",
     "import_weights": "headwater.importing",
     "load_predictor": "headwater.prediction",
     "open_checkpoint": "headwater.pretrained",
@@ -75,6 +78,7 @@ __all__ = [
     "EvaluateOptions",
     "ExportOptions",
     "FederateOptions",
+    "GenerateOptions",
     "HeadwaterError",
     "ImportOptions",
     "PersonalizeOptions",
@@ -89,6 +93,7 @@ __all__ = [
     "evaluate",
     "export",
     "federate",
+    "generate",
     "import_weights",
     "load_predictor",
     "open_checkpoint",

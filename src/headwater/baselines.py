@@ -1,4 +1,8 @@
-"""What a model must beat to be worth anything: the most frequent label, and a linear model on word counts."""
+"""What a model must beat to be worth anything.
+
+For a classifier the most frequent label, and a linear model on word counts; for a language model how often each token
+occurs.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from headwater.data.examples import Examples
 from headwater.data.rows import Rows
-from headwater.features.text import TextFeaturizer
-from headwater.metrics import ClassificationCounts
+from headwater.features.text import END, TextFeaturizer
+from headwater.metrics import ClassificationCounts, TokenCounts
 from headwater.records import Metrics
 
 
@@ -44,6 +49,19 @@ def baselines(
     probabilities_NK[:, linear.classes_] = linear.predict_proba(counts.transform(test.texts))
     out["tfidf_logistic_regression"] = ClassificationCounts.of(probabilities_NK, test_N).figures()
     return out
+
+
+def unigram(train: Examples, test: Examples, vocabulary_size: int) -> Metrics:
+    """Return the figures of predicting each token, and each row's end, by how often it occurs in the training rows.
+
+    One is added to each count, for the tokens that do not occur.
+    """
+    counts_V = np.bincount(train.tokens, minlength=vocabulary_size) + 1
+    counts_V[END] += len(train)
+    targets_N = np.append(test.tokens, np.full(len(test), END))
+    loss = -np.log(counts_V[targets_N] / counts_V.sum()).sum()
+    hits = (targets_N == counts_V.argmax()).sum()
+    return TokenCounts(len(targets_N), int(hits), float(loss)).figures()
 
 
 def _grams(tokens: list[str]) -> list[str]:

@@ -116,6 +116,8 @@ def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
     result = verb(options, subject)
     if isinstance(options, RunOptions):
         _print_stage(options.out)
+    elif isinstance(result, list):
+        _print("\n".join(result))
     elif as_json:
         _print(result.model_dump_json() if isinstance(result, Record) else json.dumps(result))
     elif isinstance(result, Record):

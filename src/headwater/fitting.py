@@ -11,6 +11,7 @@ import torch
 from headwater.baselines import baselines
 from headwater.checkpoint import Checkpoint
 from headwater.config import DataOptions
+from headwater.data.examples import Examples
 from headwater.data.rows import TOO_FEW, Rows, choose, hold_out, label_set, read_rows, row_notes
 from headwater.errors import DataError
 from headwater.evaluation import Evaluation
@@ -19,6 +20,7 @@ from headwater.model import SequenceModel
 from headwater.stage import Workspace
 from headwater.tasks import Task
 from headwater.tasks.classification import class_probabilities
+from headwater.tasks.language_modeling import LanguageModeling, StreamObjective
 from headwater.trainer import FitResult, Objective, ParameterGroup, TaskObjective, TrainOptions, fit
 
 _EVALUATION_BATCH = 256
@@ -109,9 +111,9 @@ def fit_task(
     Several fits of one stage need a `part` each, the name of the state that an interrupted one continues from.
     """
     (trained or model).to(workspace.device)
-    options = with_epochs(options, len(splits.train))
     examples = splits.train.encode(featurizer, splits.labels)
-    main = TaskObjective(model, task, examples, options.batch_size, seed, workspace.device, options.accumulate)
+    main = _objective(model, task, examples, options, seed, workspace.device)
+    options = with_epochs(options, main.steps_per_epoch * options.step_size)
     held = splits.valid.encode(featurizer, splits.labels) if len(splits.valid) else None
 
     def evaluate() -> dict[str, float]:
@@ -131,6 +133,15 @@ def fit_task(
         state_file=workspace.state_file(part),
         progress=workspace.progress,
     )
+
+
+def _objective(
+    model: SequenceModel, task: Task, examples: Examples, options: TrainOptions, seed: int, device: torch.device
+) -> Objective:
+    """Return what is learned from the task's rows: batches of them, or windows of the streams that they make."""
+    if isinstance(task, LanguageModeling) and task.bptt:
+        return StreamObjective(model, task, examples, options.batch_size, seed, device, options.accumulate)
+    return TaskObjective(model, task, examples, options.batch_size, seed, device, options.accumulate)
 
 
 def classifier_facts(checkpoint: Checkpoint, splits: Splits, device: torch.device) -> dict[str, Any]:

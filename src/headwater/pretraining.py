@@ -7,22 +7,26 @@ from typing import Annotated, Any
 
 import torch
 
+from headwater.baselines import unigram
 from headwater.checkpoint import Checkpoint, ModelConfig
 from headwater.config import DataOptions, RunOptions
 from headwater.errors import ConfigError, DataError
 from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.features.vectors import read_vectors
-from headwater.fitting import Splits, classifier_facts, fit_task, read_splits
+from headwater.fitting import classifier_facts, fit_task, read_splits
 from headwater.model import DropoutOptions, EncoderOptions, Pooling, SequenceModel
 from headwater.registry import name_in
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks import TASKS, task_class
+from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.trainer import TrainOptions
 
 TRAINABLE = {name: place for name, place in TASKS.items() if name != "representation"}
 
 
-class PretrainOptions(TrainOptions, DropoutOptions, EncoderOptions, TextOptions, DataOptions, RunOptions):
+class PretrainOptions(
+    LanguageModelingOptions, TrainOptions, DropoutOptions, EncoderOptions, TextOptions, DataOptions, RunOptions
+):
     """Options of `pretrain`."""
 
     task: Annotated[str, name_in("headwater.tasks", TRAINABLE)] = "classification"
@@ -38,7 +42,8 @@ class PretrainOptions(TrainOptions, DropoutOptions, EncoderOptions, TextOptions,
         unread = {"hidden_dropout": "with --layers 2 or more"} if self.layers == 1 else {}
         if self.task == "language_modeling":
             unread |= dict.fromkeys(("label", "pooling"), "with --task classification")
-        return unread
+            return unread if self.bptt else unread | dict.fromkeys(("ar", "tar"), "with --bptt")
+        return unread | dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")
 
 
 def pretrain(options: PretrainOptions) -> Checkpoint:
@@ -65,6 +70,7 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
         raise DataError(f"{options.data} has {len(splits.train)} rows: too few to hold any out; give at least 200")
     featurizer = TextFeaturizer.fit(splits.train.texts, options.only(TextOptions))
     settings = {"labels": splits.labels, "pooling": options.pooling}
+    settings |= options.only(LanguageModelingOptions).model_dump()
     config = ModelConfig(
         encoder=options.only(EncoderOptions),
         vocabulary_size=len(featurizer.vocabulary),
@@ -83,9 +89,9 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     if labelled:
         facts |= classifier_facts(checkpoint, splits, workspace.device)
     else:
-        test = splits.test.encode(featurizer, ())
+        train, test = splits.train.encode(featurizer, ()), splits.test.encode(featurizer, ())
         facts["metrics"] = {splits.test_name: task.count(model, test, 64).figures()}
-        facts["baselines"] = {"unigram": _unigram(splits, featurizer)}
+        facts["baselines"] = {"unigram": unigram(train, test, len(featurizer.vocabulary))}
     return Outcome(checkpoint, facts | {"method": options.task})
 
 
@@ -100,19 +106,3 @@ def _start_from_vectors(options: PretrainOptions, model: SequenceModel, featuriz
     for number, vector in found.items():
         model.encoder.embedding.weight.data[number] = torch.from_numpy(vector)
     return [f"{len(found)} of {len(featurizer.vocabulary)} tokens start from {options.vectors.name}."]
-
-
-def _unigram(splits: Splits, featurizer: TextFeaturizer) -> dict[str, float]:
-    """Return the figures of always predicting by frequency: the language model's trivial baseline."""
-    from headwater.features.text import END
-
-    size = len(featurizer.vocabulary)
-    train = splits.train.encode(featurizer, ())
-    count_V = torch.bincount(torch.from_numpy(train.tokens), minlength=size).double() + 1
-    count_V[END] += len(train)
-    logs_V = (count_V / count_V.sum()).log()
-    test = splits.test.encode(featurizer, ())
-    tokens = torch.cat([torch.from_numpy(test.tokens), torch.full((len(test),), END)])
-    loss = float(-logs_V[tokens].mean())
-    hits = float((tokens == count_V.argmax()).double().mean())
-    return {"accuracy": hits, "loss": loss, "perplexity": float(torch.tensor(loss).exp()), "n": float(len(tokens))}

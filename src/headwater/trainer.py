@@ -104,9 +104,18 @@ class Objective(Protocol):
     def losses(self, step: int, share: Share) -> Iterator[Tensor]:
         """Yield what adds up, over all shares, to the loss of a step; each is asked for when the last one is done."""
 
+    def lr_factor(self, step: int) -> float:
+        """Return the share of the learning rate that a step takes; the first of several objectives says it."""
+        del step
+        return 1.0
+
+    def carried(self) -> dict[str, Tensor]:
+        """Return what a step leaves to the next one beside the weights; a resumed run fills it again in place."""
+        return {}
+
 
 @dataclass
-class TaskObjective:
+class TaskObjective(Objective):
     """A task over its own rows, with its own head if several tasks share an encoder."""
 
     model: SequenceModel
@@ -267,7 +276,7 @@ class _Run:
     def train_step(self) -> float:
         """Take one step; return its loss."""
         total = self.steps_per_epoch * self.options.epochs
-        scale = SCHEDULES[self.options.schedule](self.step, total)
+        scale = SCHEDULES[self.options.schedule](self.step, total) * self.objectives[0].lr_factor(self.step)
         for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = self.lr * settings.lr_factor * scale
         value = self.gradients(self.step)
@@ -325,6 +334,7 @@ class _Run:
         """Write everything that the next step depends on."""
         tensors = {f"now/{name}": value for name, value in weights_of(self.trained).items()}
         tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
+        tensors |= {f"carried/{name}": value for name, value in self._carried().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in state.items() if value is not None}
         tensors["rng"] = torch.get_rng_state()
@@ -346,6 +356,9 @@ class _Run:
             setattr(self, name, value)
         load_weights(self.trained, part(tensors, "now/"))
         self.best_weights = part(tensors, "best/")
+        carried = self._carried()
+        for name, value in part(tensors, "carried/").items():
+            carried[name].copy_(value)
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in part(tensors, "optimizer/").items():
             index, _, name = key.partition("/")
@@ -354,6 +367,14 @@ class _Run:
         torch.set_rng_state(tensors["rng"])
         if "rng_cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["rng_cuda"])
+
+    def _carried(self) -> dict[str, Tensor]:
+        """Return what the objectives carry from step to step."""
+        return {
+            f"{number}/{name}": value
+            for number, objective in enumerate(self.objectives)
+            for name, value in objective.carried().items()
+        }
 
 
 def _last_change(groups: Sequence[ParameterGroup], epochs: int) -> int:

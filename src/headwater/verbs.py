@@ -116,6 +116,12 @@ VERBS = {
         "headwater.prediction:predict",
         EITHER,
     ),
+    "generate": Verb(
+        "write text with a language model",
+        "headwater.generation:GenerateOptions",
+        "headwater.generation:generate",
+        MODEL,
+    ),
     "bench": Verb(
         "measure this machine beside torch and ONNX Runtime",
         "headwater.benchmark.bench:BenchOptions",

@@ -112,6 +112,15 @@ class RecurrentStack(nn.Module):
             for number, size in enumerate(sizes)
         )
 
+    def init_state(self, batch_size: int) -> State:
+        """Return the flat zero state of B rows."""
+        state: State = {}
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)  # noqa: S101 - what the constructor has put there
+            sides = {"fwd": layer.fwd} | ({"bwd": layer.bwd} if layer.bwd else {})
+            state |= _flatten({side: cell.init_state(batch_size) for side, cell in sides.items()}, number)
+        return state
+
     def forward(
         self, x_BTD: Tensor, lengths_B: Tensor | None = None, state: State | None = None
     ) -> tuple[Tensor, State]:

@@ -22,8 +22,8 @@ def occlusion(predictor: Predictor, text: str) -> tuple[list[str], np.ndarray, i
     """Weigh each token of a text (Zeiler and Fergus 2014, arXiv:1311.2901; Li et al. 2016, arXiv:1612.08220).
 
     Returns:
-        The tokens; their weights (T,): how far the predicted label's log-odds fall when the token becomes the unknown
-        one; the predicted label's number; its probability.
+        The tokens as they are read; their weights (T,): how far the predicted label's log-odds fall when the token
+        becomes the unknown one; the predicted label's number; its probability.
     """
     tokens = predictor.featurizer.tokens(text)
     numbers_T = np.array(predictor.featurizer.encode(text), dtype=np.int64)
@@ -62,9 +62,10 @@ def examples(predictor: Predictor, rows: Rows, count: int = 6) -> list[Example]:
 
 def _example(predictor: Predictor, rows: Rows, row: int) -> Example:
     tokens, weights, label, probability = occlusion(predictor, rows.texts[row])
+    turned = predictor.featurizer.turned
     return Example(
-        tokens=tokens,
-        weights=[float(weight) for weight in weights],
+        tokens=turned(tokens),
+        weights=turned([float(weight) for weight in weights]),
         label=rows.labels[row],
         predicted=predictor.labels[label],
         probability=probability,

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ from headwater.features.tokenizers import Tokenizer, TokenizerName, make_tokeniz
 PAD, UNKNOWN, BEGIN, END = 0, 1, 2, 3
 SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
 
+Item = TypeVar("Item")
+
 VOCABULARY_FILE = "vocabulary.json"
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -26,9 +28,12 @@ class TextOptions(Config):
     """How text becomes numbers."""
 
     tokenizer: TokenizerName = "word"
-    """`word`, `char`, `bpe` (byte-pair pieces) or `jieba` (Chinese words)."""
+    """`word`, `char` (without white space), `char_space` (with it), `bpe` (byte-pair pieces) or `jieba` (Chinese
+    words)."""
     lowercase: bool = True
     """Fold case before splitting."""
+    direction: Literal["forward", "backward"] = "forward"
+    """Read each row from its beginning, or `backward` from its end, as a backward language model does."""
     max_length: Annotated[int, Field(ge=1)] = 400
     """Tokens a row at most; the rest of a longer row is cut off."""
     vocabulary_size: Annotated[int, Field(ge=10)] = 20_000
@@ -77,8 +82,12 @@ class TextFeaturizer:
         return cls(options, [*SPECIAL, *kept[: options.vocabulary_size - len(SPECIAL)]], tokenizer)
 
     def tokens(self, text: str) -> list[str]:
-        """Return the tokens of a text, at most `max_length`; one unknown token where the text has none."""
-        return self._pieces(text)[: self.options.max_length] or [SPECIAL[UNKNOWN]]
+        """Return the tokens of a text as they are read, at most `max_length`; one unknown token where it has none."""
+        return self.turned(self._pieces(text)[: self.options.max_length]) or [SPECIAL[UNKNOWN]]
+
+    def turned(self, items: list[Item]) -> list[Item]:
+        """Return what goes with tokens in the order of the text as they are read, and the other way round."""
+        return items[::-1] if self.options.direction == "backward" else items
 
     def is_cut(self, text: str) -> bool:
         """Return whether a text has more than `max_length` tokens, so that the rest of it is never read."""

@@ -10,7 +10,7 @@ import logging
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Protocol
 
 from headwater.errors import CheckpointError, MissingDependency
@@ -19,6 +19,7 @@ from headwater.registry import lookup, name_in
 TOKENIZERS = {
     "word": "headwater.features.tokenizers:WordTokenizer",
     "char": "headwater.features.tokenizers:CharTokenizer",
+    "char_space": "headwater.features.tokenizers:SpacedCharTokenizer",
     "bpe": "headwater.features.tokenizers:BpeTokenizer",
     "jieba": "headwater.features.tokenizers:JiebaTokenizer",
 }
@@ -29,6 +30,14 @@ _WORD = re.compile(
     r"|[^\W_\u3400-\u9fff\uf900-\ufaff]+(?:['\u2019][^\W\d_]+)?"  # a word, with its 's or n't
     r"|[^\w\s]"  # a punctuation mark
 )
+_CLOSING = frozenset(".,;:!?%)]}\u2026\u2019\u201d")
+"""Marks that no space stands before."""
+_OPENING = frozenset("([{$#\u2018\u201c")
+"""Marks that no space stands behind."""
+_CHINESE = re.compile(r"[\u3000-\u303f\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
+"""Characters and their full-width marks, which no space stands beside."""
+_WORD_BEGINS = "\u2581"
+"""What a byte-pair piece starts with that begins a word."""
 
 
 class Tokenizer(Protocol):
@@ -39,6 +48,9 @@ class Tokenizer(Protocol):
 
     def split(self, text: str) -> list[str]:
         """Return the tokens of a text; empty for blank text."""
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Return the text that the tokens make, spelled as usual as far as they tell."""
 
     def state(self) -> str:
         """Return what was learned."""
@@ -68,6 +80,10 @@ class WordTokenizer(_Stateless):
         """Return the words of a text."""
         return _WORD.findall(unicodedata.normalize("NFC", text))
 
+    def join(self, tokens: Sequence[str]) -> str:
+        """Return the words with spaces between them, but for Chinese ones and where a mark belongs to a word."""
+        return _spaced(tokens)
+
 
 class CharTokenizer(_Stateless):
     """Characters; full-width forms become half-width (NFKC), white space is left out."""
@@ -76,6 +92,18 @@ class CharTokenizer(_Stateless):
         """Return the characters of a text."""
         return [char for char in unicodedata.normalize("NFKC", text) if not char.isspace()]
 
+    def join(self, tokens: Sequence[str]) -> str:
+        """Return the characters in a row."""
+        return "".join(tokens)
+
+
+class SpacedCharTokenizer(CharTokenizer):
+    """Characters; full-width forms become half-width (NFKC), white space of any length becomes one space."""
+
+    def split(self, text: str) -> list[str]:
+        """Return the characters of a text."""
+        return list(" ".join(unicodedata.normalize("NFKC", text).split()))
+
 
 class JiebaTokenizer(_Stateless):
     """Chinese words by jieba's dictionary and its hidden Markov model for unknown words."""
@@ -83,6 +111,22 @@ class JiebaTokenizer(_Stateless):
     def split(self, text: str) -> list[str]:
         """Return the words of a text."""
         return [word for word in _jieba().lcut(unicodedata.normalize("NFKC", text)) if not word.isspace()]
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Return the words, with spaces between those that are not Chinese."""
+        return _spaced(tokens)
+
+
+def _spaced(words: Sequence[str]) -> str:
+    """Join words with the spaces that Chinese and punctuation marks leave."""
+    text = ""
+    before = ""
+    for word in words:
+        chinese = _CHINESE.match(before[-1:]) or _CHINESE.match(word)
+        glued = not text or before in _OPENING or word in _CLOSING or chinese
+        text += word if glued else f" {word}"
+        before = word
+    return text
 
 
 @functools.cache
@@ -121,6 +165,10 @@ class BpeTokenizer:
             return []
         pieces: list[str] = self._model.encode(text).tokens
         return pieces
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Return the pieces in a row, with a space where a word begins."""
+        return "".join(tokens).replace(_WORD_BEGINS, " ").strip()
 
     def state(self) -> str:
         """Return the merges, in the library's own JSON."""

@@ -1,28 +1,53 @@
 """Predict the next token of each row, from left to right.
 
-Shapes: B batch, T time, H features of the states, V vocabulary, E embedding.
+Shapes: B batch, T time, N valid steps, H features of the states, V vocabulary, E embedding.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headwater.axes import EMBEDDING, Axes, Axis
+from headwater.cells.base import State
+from headwater.cells.stack import locked_dropout
+from headwater.config import Config
 from headwater.data.batches import Batch, batch_of
 from headwater.data.examples import Examples
+from headwater.data.streams import Streams
+from headwater.data_parallel import Share
 from headwater.features.text import BEGIN, END, PAD
 from headwater.metrics import TokenCounts
 from headwater.model import Encoder, SequenceModel
 from headwater.native import linear_cross_entropy
 from headwater.tasks.base import Task
+from headwater.workers import shared_weights
+
+_STATES = 2048
+"""States whose logits are worked out at once in measuring: over a large vocabulary, those of a batch take gigabytes."""
 
 
-class LanguageModeling(Task):
+class LanguageModelingOptions(Config):
+    """What the training of a language model knows beside that of any model (Merity et al. 2018, arXiv:1708.02182)."""
+
+    bptt: Annotated[int, Field(ge=0)] = 0
+    """Join the training rows into streams, carry the state on from window to window, and go back this many steps, in
+    the mean, to learn (the paper takes 70); a batch is that many streams. 0 trains on rows apart."""
+    ar: Annotated[float, Field(ge=0)] = 0.0
+    """Activation regularization over streams: times the mean square of the states that the head reads. The paper takes
+    2, over hundreds of epochs."""
+    tar: Annotated[float, Field(ge=0)] = 0.0
+    """Temporal activation regularization over streams: times the mean square of what a step changes in the state. The
+    paper takes 1."""
+
+
+class LanguageModeling(LanguageModelingOptions, Task):
     """Next-token prediction within each row, which begins with ``<bos>`` and ends with ``<eos>``."""
 
     needs_labels: ClassVar[bool] = False
@@ -42,9 +67,31 @@ class LanguageModeling(Task):
     def loss(self, model: SequenceModel, batch: Batch) -> Tensor:
         """Return the mean cross entropy a token."""
         y_NH, targets_N = self._states(model, batch)
-        head = model.head
-        assert isinstance(head, TiedDecoder)  # noqa: S101 - what this task's models have
-        return head.loss(y_NH, targets_N)
+        head = _decoder(model)
+        return head.loss(head.dropout(y_NH), targets_N)
+
+    def window_loss(
+        self, model: SequenceModel, inputs_BT: Tensor, targets_BT: Tensor, state: State | None
+    ) -> tuple[Tensor, State]:
+        """Return the mean cross entropy of a window of streams with both regularizations, and the state behind it.
+
+        The head reads the states through variational dropout, as in the paper: one mask a stream for all steps.
+
+        Args:
+            model: Of this task.
+            inputs_BT: Tokens to read.
+            targets_BT: Tokens to predict.
+            state: Where the streams stand, flat as in `RecurrentStack.forward`; None at their beginning.
+        """
+        y_BTH, after = model.encoder(inputs_BT, None, state)
+        head = _decoder(model)
+        read_BTH = locked_dropout(y_BTH, head.dropout.p) if model.training else y_BTH
+        loss = head.loss(read_BTH.flatten(0, 1), targets_BT.flatten())
+        if self.ar:
+            loss = loss + self.ar * read_BTH.square().mean()
+        if self.tar and y_BTH.shape[1] > 1:
+            loss = loss + self.tar * y_BTH.diff(dim=1).square().mean()
+        return loss, after
 
     def terms(self, lengths_B: np.ndarray) -> int:
         """Return the number of tokens and ends."""
@@ -58,10 +105,11 @@ class LanguageModeling(Task):
         total = TokenCounts(0, 0, 0.0)
         for rows in examples.in_order(batch_size):
             y_NH, targets_N = self._states(model, batch_of(examples, rows).to(device))
-            logits_NV = model.head(y_NH, targets_N)
-            loss = F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
-            hits = (logits_NV.argmax(1) == targets_N).sum()
-            total += TokenCounts(len(targets_N), int(hits), float(loss))
+            for some_NH, of_them_N in zip(*(torch.split(each, _STATES) for each in (y_NH, targets_N)), strict=True):
+                logits_NV = model.head(some_NH, of_them_N)
+                loss = F.cross_entropy(logits_NV.float(), of_them_N, reduction="sum")
+                hits = (logits_NV.argmax(1) == of_them_N).sum()
+                total += TokenCounts(len(of_them_N), int(hits), float(loss))
         return total
 
     def _states(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -91,5 +139,73 @@ class TiedDecoder(nn.Module):
         return F.linear(self.project(self.dropout(y)), self._embedding[0].weight, self.bias)
 
     def loss(self, y_NH: Tensor, targets_N: Tensor) -> Tensor:
-        """Return the mean cross entropy of states' logits."""
-        return linear_cross_entropy(self.project(self.dropout(y_NH)), self._embedding[0].weight, self.bias, targets_N)
+        """Return the mean cross entropy of states' logits; the caller has dropped what is to be dropped."""
+        return linear_cross_entropy(self.project(y_NH), self._embedding[0].weight, self.bias, targets_N)
+
+
+def _decoder(model: SequenceModel) -> TiedDecoder:
+    head = model.head
+    assert isinstance(head, TiedDecoder)  # noqa: S101 - what this task's models have
+    return head
+
+
+class StreamObjective:
+    """A language model learns from streams: truncated back-propagation through time (Werbos 1990).
+
+    Each window starts from the state that the last one has left, without its gradient; an epoch starts from zeros. The
+    learning rate goes with a window's length, lest short windows count as much as long ones.
+
+    Args:
+        model: Of the task.
+        task: With its mean window and its regularizations.
+        examples: The rows that make the streams.
+        batch_size: Streams of a batch.
+        seed: Fixes the order of the rows and the lengths of the windows.
+        device: That holds the model.
+        accumulate: Batches a step.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        task: LanguageModeling,
+        examples: Examples,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        accumulate: int = 1,
+    ) -> None:
+        self._model, self._task, self._batch_size, self._device = model, task, batch_size, device
+        count = batch_size * accumulate
+        self._streams = Streams(examples, count, task.bptt, seed)
+        self.steps_per_epoch = self._streams.steps_per_epoch
+        # A stream's state is read and written by whichever process has the share that it is dealt into.
+        self._state = shared_weights(
+            {name: value.cpu() for name, value in model.encoder.stack.init_state(count).items()}
+        )
+
+    def losses(self, step: int, share: Share) -> Iterator[Tensor]:
+        """Yield the loss of each batch of streams, by its part of them."""
+        inputs_BT, targets_BT = self._streams.window(step)
+        own = share.of(np.arange(len(inputs_BT)))
+        for start in range(0, len(own), self._batch_size):
+            part = own[start : start + self._batch_size]
+            state = {name: value[part].to(self._device) for name, value in self._state.items()}
+            loss, after = self._task.window_loss(
+                self._model,
+                torch.from_numpy(inputs_BT[part]).to(self._device),
+                torch.from_numpy(targets_BT[part]).to(self._device),
+                None if self._streams.begins(step) else state,
+            )
+            for name, value in after.items():
+                self._state[name][part] = value.detach().to(self._state[name])
+            yield loss * (len(part) / len(inputs_BT))
+
+    def lr_factor(self, step: int) -> float:
+        """Return the length of a step's window by the mean one."""
+        length: int = self._streams.window(step)[0].shape[1]
+        return length / self._task.bptt
+
+    def carried(self) -> State:
+        """Return the streams' state, (B, H) each."""
+        return self._state

@@ -120,7 +120,7 @@ def lora(job: Job) -> FitResult:
 
 
 @dataclass
-class Weighted:
+class Weighted(Objective):
     """An objective that counts more or less."""
 
     objective: Objective
@@ -134,6 +134,10 @@ class Weighted:
         """Yield the weighted parts of the loss."""
         for loss in self.objective.losses(step, share):
             yield self.weight * loss
+
+    def carried(self) -> dict[str, Tensor]:
+        """Return what the objective carries."""
+        return self.objective.carried()
 
 
 def _shallow(strength: float) -> Pipeline:

@@ -25,7 +25,8 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     `multitask` (learn the source's task beside the target's) or `lora` (the head, and low-rank adapters on frozen
     matrices); `auto` tries the others but `lora` in short runs and takes the best on the held-out rows."""
     tokenizer: Annotated[str, name_in("headwater.tokenizers", TOKENIZERS, "source")] = "source"
-    """How the target's text is split: `word`, `char`, `bpe` or `jieba`; `source` splits as the source does."""
+    """How the target's text is split: `word`, `char`, `char_space`, `bpe` or `jieba`; `source` splits as the source
+    does."""
     max_length: Annotated[int, Field(ge=0)] = 0
     """Tokens a row at most; 0 keeps the source's limit."""
     freeze: Freeze = "none"

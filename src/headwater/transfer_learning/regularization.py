@@ -16,10 +16,11 @@ from headwater.data_parallel import Share
 from headwater.model import SequenceModel
 from headwater.regularizers import anchor, spectral_shrinkage
 from headwater.tasks.classification import Classification, PooledLinear
+from headwater.trainer import Objective
 
 
 @dataclass
-class Anchor:
+class Anchor(Objective):
     """An objective: parameters are pulled towards weights of the same names.
 
     Attributes:
