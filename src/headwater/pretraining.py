@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import torch
 from headwater.baselines import unigram
 from headwater.checkpoint import Checkpoint, ModelConfig
 from headwater.config import DataOptions, RunOptions
+from headwater.data.rows import LEAST_HELD_OUT
 from headwater.errors import ConfigError, DataError
 from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.features.vectors import read_vectors
@@ -67,7 +69,11 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     labelled = made.needs_labels
     splits = read_splits(options, options.seed, labelled=labelled)
     if not labelled and not len(splits.valid):
-        raise DataError(f"{options.data} has {len(splits.train)} rows: too few to hold any out; give at least 200")
+        least = math.ceil(LEAST_HELD_OUT / options.valid)
+        raise DataError(
+            f"{options.data} has {len(splits.train)} rows: too few to hold {LEAST_HELD_OUT} of them out; "
+            f"give {least} at least, or raise --valid"
+        )
     featurizer = TextFeaturizer.fit(splits.train.texts, options.only(TextOptions))
     settings = {"labels": splits.labels, "pooling": options.pooling}
     settings |= options.only(LanguageModelingOptions).model_dump()
