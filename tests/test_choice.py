@@ -47,3 +47,9 @@ def test_few_rows_are_not_compared_by(data, source, tmp_path):
     _, record, why = auto(source, data, tmp_path / "t", data=few, test=str(data / "test.csv"), epochs=1)
     assert record.method == "finetune"
     assert why.startswith("Too few rows to hold 50 of them out, of 100")
+
+
+def test_what_auto_does_not_read_is_said_and_rows_that_chose_flatter(data, source, tmp_path):
+    _, record, _ = auto(source, data, tmp_path / "t", epochs=1, rank=3, source_data=None, source_text="x", test=None)
+    assert {note.split()[0] for note in record.notes if "was ignored" in note} == {"--rank", "--source-text"}
+    assert any("The held-out rows have chosen the method too" in note for note in record.notes)

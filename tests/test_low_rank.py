@@ -10,6 +10,7 @@ from headwater.cells import CELLS
 from headwater.errors import ConfigError
 from headwater.native import recurrent, usable
 from headwater.records import StageRecord
+from headwater.reshaping.verb import ReshapeOptions, reshape
 from headwater.trainer import _Run
 from headwater.transfer_learning.low_rank import low_rank
 from headwater.transfer_learning.verb import transfer
@@ -120,6 +121,15 @@ def test_only_adapters_and_head_learn_and_an_ordinary_checkpoint_is_left(
     )
     note = f"{trained:,} weights were trained, of a model of {made.parameter_count():,}: 3 adapters and the head."
     assert note in StageRecord.load(tmp_path / "t").notes
+
+
+def test_a_layer_just_inserted_learns_through_its_gate(data, source, tmp_path):
+    deeper = reshape(source, ReshapeOptions(out=tmp_path / "deep", insert_layer=1, quiet=True))
+    made = transfer(deeper, options(data, tmp_path / "t", method="lora", rank=2, lr=0.05))
+    assert made.tensors["encoder.stack.layers.1.gate"].all()
+    name = "encoder.stack.layers.1.fwd.weight_hh"
+    assert not torch.equal(made.tensors[name], deeper.tensors[name])
+    assert any("the gates of residual layers and the head" in note for note in StageRecord.load(tmp_path / "t").notes)
 
 
 @pytest.mark.parametrize(

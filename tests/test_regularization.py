@@ -9,6 +9,7 @@ from test_transfer import job_of, options
 from headwater.data.batches import batch_of
 from headwater.data_parallel import Share
 from headwater.fitting import read_splits
+from headwater.records import StageRecord
 from headwater.regularizers import anchor, spectral_shrinkage
 from headwater.tasks.classification import pooled_states
 from headwater.transfer_learning.regularization import Anchor
@@ -38,15 +39,13 @@ def test_what_is_frozen_is_not_pulled_and_one_share_takes_the_pull():
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (1, 3)])
-def test_shrinkage_is_the_square_of_the_smallest_singular_values(shape):
+def test_shrinkage_is_the_square_of_the_smallest_singular_value(shape):
     features = torch.randn(shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
     left, values, right = torch.linalg.svd(features.detach(), full_matrices=False)
     term = spectral_shrinkage(features)
     term.backward()
     assert term.item() == pytest.approx(values[-1].item() ** 2, rel=1e-4)
     torch.testing.assert_close(features.grad, 2 * values[-1] * torch.outer(left[:, -1], right[-1]))
-    both = spectral_shrinkage(features, 2).item()
-    assert both == pytest.approx(values[-2:].square().sum().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -96,3 +95,21 @@ def test_the_loss_of_a_broken_model_is_told_as_without_shrinkage(data, source, t
         job.model.encoder.embedding.weight[:] = torch.nan
     examples = job.splits.train.encode(job.featurizer, job.splits.labels)
     assert not job.task.loss(job.model, batch_of(examples, np.arange(8))).isfinite()
+
+
+def test_the_pull_to_the_source_takes_the_place_of_the_one_to_zero(data, source, tmp_path):
+    one, other = (
+        transfer(source, options(data, tmp_path / name, method="init", l2_sp=0.1, weight_decay=decay))
+        for name, decay in (("a", 0.3), ("b", 0.0))
+    )
+    assert one.identity == other.identity
+    notes = StageRecord.load(tmp_path / "a").notes
+    assert any(note.startswith("--weight-decay was ignored") for note in notes)
+
+
+def test_a_single_row_has_no_spectrum_to_shrink(data, source, tmp_path):
+    with_it, without = (
+        transfer(source, options(data, tmp_path / str(eta), method="init", bss=eta, batch_size=1, epochs=1, rows=12))
+        for eta in (5.0, 0.0)
+    )
+    assert with_it.identity == without.identity

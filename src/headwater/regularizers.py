@@ -27,11 +27,11 @@ def anchor(weights: Mapping[str, Tensor], to: Mapping[str, Tensor], strength: fl
     return strength / 2 * torch.stack(distances).sum()
 
 
-def spectral_shrinkage(features_BF: Tensor, smallest: int = 1) -> Tensor:
-    """Return the sum of the squares of a batch's smallest singular values.
+def spectral_shrinkage(features_BF: Tensor) -> Tensor:
+    """Return the square of a batch's smallest singular value.
 
     Features that carry little of what is common to the batch transfer badly (Chen et al. 2019, "Catastrophic forgetting
     meets negative transfer: batch spectral shrinkage for safe transfer learning", NeurIPS).
     """
     singular: Tensor = torch.linalg.svdvals(features_BF.float())
-    return singular[-smallest:].square().sum()
+    return singular[-1].square()

@@ -19,7 +19,9 @@ _BATCH = 256
 def choose_method(
     source: Checkpoint, splits: Splits, options: TransferOptions, workspace: Workspace
 ) -> tuple[str, str]:
-    """Return the method that is best on the held-out rows after a quarter of the epochs, and a sentence that says why.
+    """Return the method that is best on the held-out rows after short runs, and a sentence that says why.
+
+    A run takes a quarter of the epochs, but enough for all layers to thaw.
 
     Of equally accurate ones it is that with the lower loss. Where there are too few rows to hold some out it is
     `finetune`.

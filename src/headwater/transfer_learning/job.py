@@ -72,13 +72,16 @@ class Job:
         others: Sequence[Objective] = (),
         trained: nn.Module | None = None,
     ) -> FitResult:
-        """Fit the model to the target's rows."""
+        """Fit the model to the target's rows; a pull to the source takes the place of the one to zero."""
+        options = self.options.only(TrainOptions)
+        if self.options.l2_sp and self.carried:
+            options = options.model_copy(update={"weight_decay": 0.0})
         return fit_task(
             self.model,
             self.task,
             self.featurizer,
             self.splits,
-            self.options.only(TrainOptions),
+            options,
             self.workspace,
             part=self.part,
             seed=self.options.seed,

@@ -106,16 +106,20 @@ def multitask(job: Job) -> FitResult:
 def lora(job: Job) -> FitResult:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): they and the head learn, the rest stays frozen.
 
+    So do the gates of residual layers: as long as one is zero, as in a layer just inserted, that layer can't learn.
+
     The adapters are merged into the weights in the end, so that the result is an ordinary checkpoint.
     """
     options, model = job.options, job.model
     whole = sum(value.numel() for value in model.parameters())
     targets = [target.strip() for target in options.lora_targets.split(",")]
     with low_rank(model.encoder, targets, options.rank, options.lora_alpha) as adapters:
-        learning = ("head.", *(f"encoder.{name}" for name in adapters))
+        gates = [f"encoder.stack.layers.{number}.gate" for number in job.config.residual_layers]
+        learning = ("head.", *gates, *(f"encoder.{name}" for name in adapters))
         trained = sum(value.numel() for name, value in model.named_parameters() if name.startswith(learning))
         result = job.fit([ParameterGroup(learning), ParameterGroup(("",), epochs=NEVER)])
-    note = f"{trained:,} weights were trained, of a model of {whole:,}: {len(adapters)} adapters and the head."
+    parts = f"{len(adapters)} adapters{', the gates of residual layers' * bool(gates)} and the head"
+    note = f"{trained:,} weights were trained, of a model of {whole:,}: {parts}."
     return replace(result, notes=(*result.notes, note))
 
 

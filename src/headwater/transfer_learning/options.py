@@ -71,8 +71,8 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     """How much a source row counts beside a target row, for `multitask`."""
 
     def unread(self) -> dict[str, str]:
-        """Each method reads its own options; what a plug-in's reads isn't known."""
-        if self.method not in METHODS:
+        """Each method reads its own options, `auto` those of all it tries; what a plug-in's reads isn't known."""
+        if self.method not in (*METHODS, AUTO):
             return {}
         trained = ("scratch", "init", "finetune", "multitask", "lora")
         readers = [
@@ -87,9 +87,12 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
         unread = {} if self.unfreeze == "probe_first" else {"probe_share": "with --unfreeze probe_first"}
         unread |= {} if self.l2_sp else {"l2_sp_head": "with --l2-sp"}
         unread |= {} if self.control else {"control_seeds": "with --control"}
+        unread |= {"weight_decay": "without --l2-sp"} if self.l2_sp and not self.control else {}
+        tried = set(METHODS) - {"lora"} - (set() if self.source_data else {"multitask"})
+        here = tried if self.method == AUTO else {self.method}
         return unread | {
             name: f"with --method {' or '.join(methods)}"
             for names, methods in readers
             for name in names
-            if self.method not in methods
+            if not here & set(methods)
         }

@@ -55,6 +55,7 @@ class ShrunkClassification(Classification):
         y_BTH, _ = model.encoder(batch.tokens_BT, batch.lengths_B)
         pooled_BF = head.pooled(y_BTH, batch.lengths_B)
         loss = F.cross_entropy(head.logits(pooled_BF).float(), batch.targets_B)
-        if not (pooled_BF.requires_grad and loss.isfinite()):  # a frozen encoder can't follow; a broken one is told
+        # A frozen encoder can't follow, a broken one is told; of one row the smallest is the largest, too.
+        if not (pooled_BF.requires_grad and loss.isfinite() and len(pooled_BF) > 1):
             return loss
         return loss + self.shrinkage * spectral_shrinkage(pooled_BF)

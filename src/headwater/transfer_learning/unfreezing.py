@@ -28,6 +28,8 @@ def chain_thaw(layers: int, epochs: int) -> list[Container[int]]:
     Raises:
         ConfigError: There are fewer epochs than phases.
     """
+    if layers == 1:
+        return at_once(layers, epochs)
     each = epochs // (layers + 1)
     if not each:
         raise ConfigError(

@@ -35,6 +35,8 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
         method, why = choose_method(source, splits, options, workspace)
         options = options.model_copy(update={"method": method})
         notes.append(why)
+        if splits.test_name == "valid":
+            notes.append("The held-out rows have chosen the method too: their figures flatter it; --test FILE doesn't.")
     job = make_job(source, splits, options, workspace, from_scratch=options.method == SCRATCH)
     before = {} if job.coverage is None or source.labels != splits.labels else _zero_shot(job)
     result = lookup("headwater.transfer_methods", METHODS, options.method)(job)
