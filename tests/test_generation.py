@@ -15,7 +15,9 @@ from headwater.data.rows import Rows
 from headwater.errors import ConfigError
 from headwater.features.text import BEGIN, END, PAD, UNKNOWN
 from headwater.generation import GenerateOptions, draw, generate
+from headwater.native import OFF, using
 from headwater.pretraining import PretrainOptions, pretrain
+from headwater.reshaping.verb import ReshapeOptions, reshape
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.verb import transfer
 
@@ -98,6 +100,20 @@ def test_the_same_seed_writes_the_same_texts_and_more_of_them_only_add():
     assert all(text.startswith("w5") for text in three)
     assert all(1 <= len(text.split()) <= 10 for text in three)
     assert generate(checkpoint, GenerateOptions(prompt="w5", count=3, length=9, seed=1)) != three
+
+
+def test_ways_to_compute_that_differ_by_rounding_write_the_same_texts(tmp_path):
+    checkpoint = language_model()
+    given = GenerateOptions(prompt="w5", count=10, length=20)
+    texts = generate(checkpoint, given)
+    with using(OFF):
+        assert generate(checkpoint, given) == texts
+    cut = given.model_copy(update={"top_k": 7, "top_p": 0.9})
+    with using(OFF):
+        portable = generate(checkpoint, cut)
+    assert generate(checkpoint, cut) == portable != texts
+    wide = ReshapeOptions(out=tmp_path / "wide", hidden_size=20, insert_layer=1, quiet=True)
+    assert generate(reshape(checkpoint, wide), given) == texts
 
 
 def test_a_blank_prompt_begins_with_the_row_and_a_long_one_is_refused():

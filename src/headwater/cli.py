@@ -289,7 +289,7 @@ def _print_stage(out: Path) -> None:
 
 
 def _figures(figures: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    return "  ".join(f"{name} {value:.0f}" if name == "n" else f"{name} {value:.4g}" for name, value in figures.items())
 
 
 def _print_figures(result: dict[str, Any]) -> None:

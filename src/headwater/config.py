@@ -110,7 +110,7 @@ class RunOptions(Config):
 
     out: Path
     """The folder to write; it becomes the checkpoint itself. Must not exist yet, or be empty."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seeds every random choice; the same seed gives the same bits on one machine and thread count."""
     resume: bool = False
     """Continue an interrupted run in the same folder; ends with the same bits as one never interrupted."""

@@ -40,7 +40,7 @@ class GenerateOptions(Config):
     arXiv:1904.09751)."""
     count: Annotated[int, Field(ge=1)] = 1
     """Texts to write."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seeds every draw; the same seed gives the same texts."""
 
 
@@ -76,12 +76,17 @@ def draw(logits_V: Tensor, options: GenerateOptions, generator: torch.Generator)
     if not options.temperature:
         return int(logits_V.argmax())
     shares_V = ((logits_V - logits_V.max()) / options.temperature).softmax(0)
-    shares_K, tokens_K = shares_V.sort(descending=True, stable=True)
+    ranked_K, tokens_K = shares_V.sort(descending=True, stable=True)
     if options.top_k:
-        shares_K = shares_K[: options.top_k]
-    before_K = shares_K.cumsum(0) - shares_K
-    shares_K = shares_K[before_K < options.top_p * shares_K.sum()]
-    return int(tokens_K[torch.multinomial(shares_K, 1, generator=generator)])
+        ranked_K, tokens_K = ranked_K[: options.top_k], tokens_K[: options.top_k]
+    if options.top_p < 1:
+        before_K = ranked_K.cumsum(0) - ranked_K
+        tokens_K = tokens_K[before_K < options.top_p * ranked_K.sum()]
+    # Each token of the vocabulary has a noise of its own, whatever its rank: so two ways to compute the same logits,
+    # which differ by rounding, draw the same text (Gumbel's trick with exponential noise).
+    noise_V = torch.empty_like(shares_V).exponential_(generator=generator)
+    kept_V = torch.zeros_like(shares_V).index_copy(0, tokens_K, shares_V[tokens_K])
+    return int((kept_V / noise_V).argmax())
 
 
 class _Writer:

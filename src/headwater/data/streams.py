@@ -52,6 +52,7 @@ class Streams:
         self._seed = seed
         self._length = steps // count
         self.steps_per_epoch = min(self._length, max(1, round(self._length / (bptt * (1 - _HALVED / 2)))))
+        self.mean_length = self._length / self.steps_per_epoch
         self._epoch = lru_cache(maxsize=1)(self._read_epoch)
 
     def window(self, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -202,9 +202,9 @@ class StreamObjective:
             yield loss * (len(part) / len(inputs_BT))
 
     def lr_factor(self, step: int) -> float:
-        """Return the length of a step's window by the mean one."""
+        """Return the length of a step's window by the mean one of an epoch."""
         length: int = self._streams.window(step)[0].shape[1]
-        return length / self._task.bptt
+        return length / self._streams.mean_length
 
     def carried(self) -> State:
         """Return the streams' state, (B, H) each."""
