@@ -208,7 +208,7 @@ def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
     _same(stored, asked, out)
     used = {use.path: use.sha256 for use in record.data}  # a file that was named may not have been read
     for name, content in _contents(options).items():
-        if used.get(getattr(options, name), content) != content:
+        if used.get(str(getattr(options, name)), content) != content:
             raise ConfigError(
                 f"the content of {name} isn't what {out} was made from: choose another --out, or delete it"
             )
