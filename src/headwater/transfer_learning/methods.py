@@ -139,11 +139,6 @@ class Weighted(Objective):
         for loss in self.objective.losses(step, share):
             yield self.weight * loss
 
-    def carried(self) -> dict[str, Tensor]:
-        """Return what the objective carries."""
-        return self.objective.carried()
-
-
 def _shallow(strength: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
 
