@@ -139,6 +139,7 @@ class Weighted(Objective):
         for loss in self.objective.losses(step, share):
             yield self.weight * loss
 
+
 def _shallow(strength: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
 
