@@ -204,6 +204,16 @@ def test_weights_that_make_no_encoder_are_refused(change, options, message, tmp_
     assert not (tmp_path / "model.partial").exists()
 
 
+def test_more_layers_than_an_encoder_takes_are_refused(tmp_path):
+    network = Network(nn.RNN, layers=2)
+    upper = {name: value for name, value in network.state_dict().items() if name.endswith("_l1")}
+    tensors = dict(network.state_dict())
+    for number in range(2, 65):
+        tensors |= {name.replace("_l1", f"_l{number}"): value for name, value in upper.items()}
+    with pytest.raises(CheckpointError, match="there are 65 layers, an encoder takes 64"):
+        bring_in(save(tensors, tmp_path), cell="rnn")
+
+
 def test_a_simple_rnns_activation_must_be_said(tmp_path):
     path = save(Network(nn.RNN).state_dict(), tmp_path)
     with pytest.raises(ConfigError, match=r"with 1 gates are: add --cell rnn \(tanh\) or rnn_relu"):

@@ -39,8 +39,15 @@ def test_tensors_come_out_as_torch_put_them_in(tmp_path):
 
 def test_a_shared_storage_is_read_once(tmp_path):
     base = torch.randn(1000)
-    loaded = load_torch_zip(save({f"part{n}": base[n:] for n in range(50)}, tmp_path))
-    assert all(torch.equal(loaded[f"part{n}"], base[n:]) for n in range(50))
+    parts = {"whole": base, "tied": base} | {f"part{n}": base[20 * n : 20 * n + 20] for n in range(50)}
+    loaded = load_torch_zip(save(parts, tmp_path))
+    assert all(torch.equal(loaded[name], value) for name, value in parts.items())
+
+
+def test_tensors_that_share_a_storage_many_times_are_refused(tmp_path):
+    base = torch.randn(1000)
+    with pytest.raises(CheckpointError, match=r"weights\.pt: its tensors together are more than 4 times as large"):
+        load_torch_zip(save({f"part{n}": base[n:] for n in range(50)}, tmp_path))
 
 
 def test_plain_values_are_what_pickle_makes_of_them():

@@ -27,6 +27,9 @@ NAME_LIMIT = 1000
 """Characters of a key."""
 DEPTH_LIMIT, PARTS_LIMIT = 16, 2**20
 """How deep dicts may lie in dicts, and how many values they hold in all: a pickle may name one dict many times."""
+SHARING = 4
+"""How many times the bytes of the storages all tensors together may have: they are views, and each is copied later.
+Tied weights stand under several names."""
 DIMENSIONS = 8
 """Sizes of a tensor at most."""
 
@@ -76,7 +79,12 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> Weights:
     if len(programs) != 1:
         raise CheckpointError(f"it has {len(programs)} members data.pkl, a file of torch.save has one")
     members = _Members(archive, programs[0].removesuffix("data.pkl"), size)
-    return named_tensors(run_program(members.read("data.pkl", PROGRAM_LIMIT), members.storage))
+    tensors = named_tensors(run_program(members.read("data.pkl", PROGRAM_LIMIT), members.storage))
+    if sum(value.nbytes for value in tensors.values()) > SHARING * size:
+        raise CheckpointError(
+            f"its tensors together are more than {SHARING} times as large as the file: they share their numbers. {_HOW}"
+        )
+    return tensors
 
 
 class _Members:

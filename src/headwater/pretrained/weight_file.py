@@ -32,6 +32,8 @@ CELL_BY_GATES = {1: "", 3: "gru", 4: "lstm"}
 """What a layer is by its gates; one gate is a simple RNN, and the sizes don't tell tanh from ReLU."""
 EXPANSION = 64
 """How many times its own size a packed file may unpack to, beside the first MiB."""
+MOST_LAYERS = 64
+"""Of an encoder; a file may have one layer's numbers stand for many."""
 SHOWN = 6
 """Names that a sentence lists before it only counts."""
 
@@ -240,6 +242,10 @@ def _gates(layer: RecurrentLayer) -> int:
 
 def _check_sizes(layers: Sequence[RecurrentLayer], cell: str) -> int:
     """Refuse layers that don't follow each other in one encoder; return the first one's input size."""
+    if len(layers) > MOST_LAYERS:
+        raise CheckpointError(
+            f"there are {len(layers)} layers, an encoder takes {MOST_LAYERS}: name fewer with --prefix"
+        )
     hidden, count = layers[0].directions[0]["weight_hh"].shape[1], len(layers[0].directions)
     first = width = int(layers[0].directions[0]["weight_ih"].shape[1])
     rows = cell_class(cell).gates * hidden
