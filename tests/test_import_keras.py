@@ -178,6 +178,51 @@ def test_two_layers_in_two_directions(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("forward", "backward", "message"),
+    [
+        ({"go_backwards": True}, None, "'both' reads backwards"),
+        ({}, {"go_backwards": False}, "the backward direction of 'both' reads forwards"),
+        ({}, {"activation": "relu"}, "the backward direction of 'both' has the activation 'relu'"),
+        (
+            {},
+            {"recurrent_activation": "hard_sigmoid"},
+            "direction of 'both' has the recurrent activation 'hard_sigmoid'",
+        ),
+        ({}, {"kind": "MyGRU"}, "the backward direction of 'both' is of the class 'MyGRU'"),
+        ({}, {"reset_after": False}, "'both' has the cells 'gru', 'gru_reset_before' in its directions"),
+        ({}, {}, ""),
+        ({}, None, ""),
+    ],
+)
+def test_each_direction_is_held_to_its_own_description(forward, backward, message, tmp_path):
+    usual = {"kind": "GRU", "name": "gru", "reset_after": True} | SIGMOID
+    layer = config(**usual | forward)
+    inner = (
+        {"layer": layer}
+        if backward is None
+        else {"layer": layer, "backward_layer": config(**usual | {"go_backwards": True} | backward)}
+    )
+    cells = {
+        f"{side}_gru/gru_cell/": cell_of(draw(3, seed=n), bias=None) for n, side in enumerate(("forward", "backward"))
+    }
+    weights = {place + part: value for place, cell in cells.items() for part, value in cell.items()}
+    described = config("both", "Bidirectional", merge_mode="concat", **inner)
+    path = write(tmp_path / "k.h5", {"both": weights}, configs=[described])
+    if message:
+        with pytest.raises(CheckpointError, match=rf"can't be shown to be imported exactly: .*{message}.*--inexact"):
+            bring_in(path)
+    checkpoint = bring_in(path, inexact=bool(message))
+    assert (checkpoint.config.encoder.cell, checkpoint.config.encoder.bidirectional) == ("gru", True)
+
+
+def test_a_layer_with_one_cell_more_than_described_is_in_doubt(tmp_path):
+    weights = {f"{side}/{part}": value for side in ("forward", "backward") for part, value in cell_of(draw(4)).items()}
+    path = write(tmp_path / "k.h5", {"rnn": weights}, configs=[config("rnn", "LSTM", **SIGMOID)])
+    with pytest.raises(CheckpointError, match="'rnn' has 2 cells, where its description has 1"):
+        bring_in(path)
+
+
+@pytest.mark.parametrize(
     ("described", "message"),
     [
         (None, "doesn't tell the activations of 'rnn'"),
