@@ -6,6 +6,7 @@ Shapes: T time, D input, H hidden, G gates.
 import importlib.util
 import json
 import os
+import resource
 import signal
 
 import numpy as np
@@ -310,9 +311,16 @@ def make_large(file):
     group.create_dataset("bias:0", (2**26,), "f4", chunks=(2**20,), compression="gzip")
 
 
+def make_a_large_chunk(file):
+    group = file["model_weights/rnn/rnn"]
+    del group["bias:0"]
+    group.create_dataset("bias:0", (20,), "f4", maxshape=(None,), chunks=(2**24,), compression="gzip")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (make_a_large_chunk, "unpacks to more than 64 times its size"),
         (link_outside, "'bias:0' is missing, or links elsewhere"),
         (link_the_whole_outside, "'model_weights' is missing, or links elsewhere"),
         (store_outside, "lie in another file"),
@@ -344,6 +352,20 @@ def test_a_file_that_crashes_the_library_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "k.h5", {"rnn": cell_of(draw(4))})
     monkeypatch.setattr(keras_file, "_read_file", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(CheckpointError, match=r"k\.h5 isn't a whole HDF5 file of Keras \(WorkerError"):
+        bring_in(path)
+
+
+def test_reading_takes_limited_time_and_memory(tmp_path, monkeypatch):
+    path = write(tmp_path / "k.h5", {"rnn": cell_of(draw(4))})
+    monkeypatch.setattr(keras_file, "_descriptions", lambda _: bytes(2**32))
+    with pytest.raises(CheckpointError, match=r"k\.h5 isn't a whole HDF5 file of Keras \(MemoryError"):
+        bring_in(path)
+
+    def tell_seconds(_):
+        raise CheckpointError(f"{resource.getrlimit(resource.RLIMIT_CPU)[0]} seconds")
+
+    monkeypatch.setattr(keras_file, "_descriptions", tell_seconds)
+    with pytest.raises(CheckpointError, match=r"k\.h5: 60 seconds"):
         bring_in(path)
 
 

@@ -136,6 +136,13 @@ def test_a_damaged_program_is_refused(program):
         run(program)
 
 
+def test_a_program_that_runs_too_long_is_refused(monkeypatch):
+    monkeypatch.setattr(torch_zip, "INSTRUCTIONS_LIMIT", 10)
+    assert run(b"]" + b"Na" * 4 + b".") == [None] * 4
+    with pytest.raises(CheckpointError, match="its pickle has more than 10 instructions"):
+        run(b"]" + b"Na" * 5 + b".")
+
+
 def rebuilt(size, stride, offset=0, count=6):
     """Run the program of one tensor over a storage of `count` numbers."""
     program = pickle.dumps((size, stride, offset), protocol=2)

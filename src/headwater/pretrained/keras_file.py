@@ -18,6 +18,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import math
+import platform
+import resource
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -90,10 +93,25 @@ def read_keras(path: Path) -> WeightFile:
 def _read_file(path: Path) -> tuple[dict[str, _Description], dict[str, dict[str, Array]]]:
     import h5py
 
+    _limit_this_process(path.stat().st_size)
     with h5py.File(path, "r") as file:
         descriptions = _descriptions(file.attrs.get("model_config"))
         whole = file.get("model_weights", getlink=True) is not None  # a file of weights alone has no such group
         return descriptions, _read_layers(_inner(file, "model_weights") if whole else file, path)
+
+
+def _limit_this_process(size: int) -> None:
+    """Let a damaged file of `size` bytes cost neither time nor memory without end."""
+    _limit(resource.RLIMIT_CPU, 60 + size // 2**20)  # seconds: unpacking a MiB takes far less than one
+    if platform.system() == "Linux":
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        # The numbers lie here several times: unpacked, as float32, and packed again to be sent.
+        _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + 8 * EXPANSION * size + 2**30)
+
+
+def _limit(kind: int, value: int) -> None:
+    _, most = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 
 
 def _read_layers(root: Any, path: Path) -> dict[str, dict[str, Array]]:
@@ -110,10 +128,15 @@ def _read_layers(root: Any, path: Path) -> dict[str, dict[str, Array]]:
             if dataset.dtype.kind == "f":
                 full = name if name.startswith(f"{layer}/") else f"{layer}/{name}"
                 datasets.setdefault(layer, {})[full] = dataset
-    size = sum(dataset.nbytes for found in datasets.values() for dataset in found.values())
+    size = sum(_unpacked(dataset) for found in datasets.values() for dataset in found.values())
     if size > EXPANSION * path.stat().st_size + 2**20:
         raise CheckpointError(f"it unpacks to more than {EXPANSION} times its size: refused")
     return {layer: {name: _array(dataset) for name, dataset in found.items()} for layer, found in datasets.items()}
+
+
+def _unpacked(dataset: Any) -> int:
+    """Return how many bytes are unpacked to read some: a whole chunk, which may be larger than its dataset."""
+    return max(int(dataset.nbytes), math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
 
 
 def _texts(values: Any) -> list[str]:

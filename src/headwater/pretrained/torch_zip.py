@@ -23,6 +23,8 @@ from headwater.weights import Weights
 
 PROGRAM_LIMIT = 2**24
 """Bytes of a pickle at most (16 MiB): the tensors' numbers lie outside of it."""
+INSTRUCTIONS_LIMIT = 2**21
+"""Instructions of a pickle at most: a tensor takes some twenty."""
 NAME_LIMIT = 1000
 """Characters of a key."""
 DEPTH_LIMIT, PARTS_LIMIT = 16, 2**20
@@ -148,11 +150,15 @@ class _Machine:
         """The stacks under the marks."""
         self._memo: dict[int, Any] = {}
         self._storage = storage
+        self._left = INSTRUCTIONS_LIMIT
 
     def carry_out(self, instruction: str, argument: Any) -> None:
         """Carry out one instruction of the table below, or refuse it."""
         if instruction not in _INSTRUCTIONS:
             raise CheckpointError(f"its pickle has the instruction {instruction}, which is never run. {_HOW}")
+        if not self._left:
+            raise CheckpointError(f"its pickle has more than {INSTRUCTIONS_LIMIT:,} instructions. {_HOW}")
+        self._left -= 1
         _INSTRUCTIONS[instruction](self, argument)
 
     def skip(self, _: object) -> None:
