@@ -136,7 +136,7 @@ def _read_layers(root: Any, path: Path) -> dict[str, dict[str, Array]]:
 
 def _unpacked(dataset: Any) -> int:
     """Return how many bytes are unpacked to read some: a whole chunk, which may be larger than its dataset."""
-    return max(int(dataset.nbytes), math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
+    return max(int(dataset.nbytes), math.prod(dataset.chunks or ()) * int(dataset.dtype.itemsize))
 
 
 def _texts(values: Any) -> list[str]:
