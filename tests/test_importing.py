@@ -18,6 +18,7 @@ from foreign_weights import (
 from helpers import TINY, toy_rows, write_csv
 from torch import nn
 
+from headwater import importing
 from headwater.checkpoint import Checkpoint
 from headwater.cli import main
 from headwater.errors import CheckpointError, ConfigError, DataError, HeadwaterError
@@ -212,6 +213,23 @@ def test_more_layers_than_an_encoder_takes_are_refused(tmp_path):
         tensors |= {name.replace("_l1", f"_l{number}"): value for name, value in upper.items()}
     with pytest.raises(CheckpointError, match="there are 65 layers, an encoder takes 64"):
         bring_in(save(tensors, tmp_path), cell="rnn")
+
+
+@pytest.mark.parametrize("size", [0, 20_000])
+def test_an_embedding_of_a_size_that_no_encoder_has_is_refused(size, tmp_path):
+    tensors = dict(Network(nn.GRU).state_dict())
+    tensors |= {"embedding.weight": torch.zeros(12, size), "rnn.weight_ih_l0": torch.zeros(15, size)}
+    with pytest.raises(
+        CheckpointError, match=f"embedding of the file: {size:,} units, where an encoder takes 1 to 16,384"
+    ):
+        bring_in(save(tensors, tmp_path))
+
+
+def test_more_units_than_an_encoder_takes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(importing, "MOST_UNITS", 6)
+    tensors = Network(nn.GRU).state_dict() | nn.GRU(6, 7).state_dict(prefix="rnn.")
+    with pytest.raises(CheckpointError, match="recurrent layers of the file: 7 units"):
+        bring_in(save(tensors, tmp_path))
 
 
 def test_a_simple_rnns_activation_must_be_said(tmp_path):
