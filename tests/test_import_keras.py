@@ -275,7 +275,10 @@ def changed(**parts):
         (changed(**{"recurrent_kernel:0": np.zeros((H, 11))}), r"a recurrent kernel of \(5, 11\)"),
         (changed(**{"bias:0": np.zeros(19)}), r"a bias of \(19,\)"),
         (changed(**{"bias:0": np.full(20, np.nan)}), "aren't finite"),
-        ({"rnn": {f"{n}/{k}": v for n in "abc" for k, v in cell_of(draw(4)).items()}}, "holds 3 cells"),
+        (
+            {"rnn": {f"{n}/{k}": v for n in "abc" for k, v in cell_of(draw(4)).items()}},
+            r"holds 3 cells \('rnn/a', 'rnn/b', 'rnn/c'\)",
+        ),
     ],
 )
 def test_weights_that_make_no_layer_are_refused(layers, message, tmp_path):

@@ -38,7 +38,7 @@ class ImportOptions(RunOptions):
     """Tokens a row at most; the rest of a longer row is cut off."""
     prefix: str = ""
     """The recurrent layers to take, where the file has several stacks: the layer's name (torch: what stands before
-    `.weight_ih_l0`), or several with commas between, the first layer first."""
+    `.weight_ih_l0`, or `.` where nothing does), or several with commas between, the first layer first."""
     embedding: str = ""
     """The name of the embedding, where it can't be found by name and size."""
     cell: Annotated[str, name_in("headwater.cells", CELLS, "auto")] = "auto"

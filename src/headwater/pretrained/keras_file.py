@@ -200,9 +200,7 @@ def _read_layer(layer: str, tensors: Weights, told: _Description | None) -> Sequ
         cells[name.rpartition("/")[0]][_part(name)] = floats(value, name)
     places = list(cells)
     if len(places) > 2 or (len(places) == 2 and "backward" not in places[1]):
-        raise CheckpointError(
-            f"the layer {layer!r} holds {len(places)} cells ({', '.join(places)[:200]}), not one layer"
-        )
+        raise CheckpointError(f"the layer {layer!r} holds {len(places)} cells ({listed(places)}), not one layer")
     for place, cell in cells.items():
         if not {"kernel", "recurrent"} <= cell.keys() <= {"kernel", "recurrent", "bias"} or "" in cell:
             raise CheckpointError(
