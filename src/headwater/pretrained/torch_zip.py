@@ -2,8 +2,9 @@
 
 A pickle is a program. Here its instructions are only listed (`pickletools.genops`), and the few that a state dict needs
 are carried out on plain values: dicts, lists, tuples, strings, numbers. Of the functions that a pickle may call there
-are two, each with a stand-in: `collections.OrderedDict` makes a dict, `torch._utils._rebuild_tensor_v2` a view of bytes
-in the archive. Any other instruction or name is an error. Formats: `torch/serialization.py`, `torch/_utils.py`.
+are three, each with a stand-in: `collections.OrderedDict` makes a dict, `torch._utils._rebuild_tensor_v2` a view of
+bytes in the archive, `torch._utils._rebuild_parameter` is the tensor it is given. Any other instruction or name is an
+error. Formats: `torch/serialization.py`, `torch/_utils.py`.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_ORDERED_DICT, _REBUILD = object(), object()
+_ORDERED_DICT, _REBUILD, _PARAMETER = object(), object(), object()
 _NAMED: dict[str, object] = {
     "collections OrderedDict": _ORDERED_DICT,
     "torch._utils _rebuild_tensor_v2": _REBUILD,
+    "torch._utils _rebuild_parameter": _PARAMETER,
     **{f"torch {name}": dtype for name, dtype in _STORAGES.items()},
 }
 _HOW = "Save weights alone: torch.save(model.state_dict(), FILE), or safetensors"
@@ -239,12 +241,14 @@ class _Machine:
             raise TypeError
 
     def reduce(self, _: object) -> None:
-        """Call one of the two functions."""
+        """Call one of the three functions."""
         arguments, function = self.stack.pop(), self.stack.pop()
         if type(arguments) is not tuple:
             raise TypeError
         if function is _REBUILD:
             self.stack.append(_rebuild(*arguments))
+        elif function is _PARAMETER and len(arguments) == 3 and type(arguments[0]) is Tensor:
+            self.stack.append(arguments[0])  # what follows tells of gradients
         elif function is _ORDERED_DICT and not arguments:
             self.stack.append({})
         else:
