@@ -6,6 +6,7 @@ Shapes: T time, D input, H hidden, G gates.
 import importlib.util
 import json
 import os
+import resource
 import signal
 
 import numpy as np
@@ -178,6 +179,51 @@ def test_two_layers_in_two_directions(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("forward", "backward", "message"),
+    [
+        ({"go_backwards": True}, None, "'both' reads backwards"),
+        ({}, {"go_backwards": False}, "the backward direction of 'both' reads forwards"),
+        ({}, {"activation": "relu"}, "the backward direction of 'both' has the activation 'relu'"),
+        (
+            {},
+            {"recurrent_activation": "hard_sigmoid"},
+            "direction of 'both' has the recurrent activation 'hard_sigmoid'",
+        ),
+        ({}, {"kind": "MyGRU"}, "the backward direction of 'both' is of the class 'MyGRU'"),
+        ({}, {"reset_after": False}, "'both' has the cells 'gru', 'gru_reset_before' in its directions"),
+        ({}, {}, ""),
+        ({}, None, ""),
+    ],
+)
+def test_each_direction_is_held_to_its_own_description(forward, backward, message, tmp_path):
+    usual = {"kind": "GRU", "name": "gru", "reset_after": True} | SIGMOID
+    layer = config(**usual | forward)
+    inner = (
+        {"layer": layer}
+        if backward is None
+        else {"layer": layer, "backward_layer": config(**usual | {"go_backwards": True} | backward)}
+    )
+    cells = {
+        f"{side}_gru/gru_cell/": cell_of(draw(3, seed=n), bias=None) for n, side in enumerate(("forward", "backward"))
+    }
+    weights = {place + part: value for place, cell in cells.items() for part, value in cell.items()}
+    described = config("both", "Bidirectional", merge_mode="concat", **inner)
+    path = write(tmp_path / "k.h5", {"both": weights}, configs=[described])
+    if message:
+        with pytest.raises(CheckpointError, match=rf"can't be shown to be imported exactly: .*{message}.*--inexact"):
+            bring_in(path)
+    checkpoint = bring_in(path, inexact=bool(message))
+    assert (checkpoint.config.encoder.cell, checkpoint.config.encoder.bidirectional) == ("gru", True)
+
+
+def test_a_layer_with_one_cell_more_than_described_is_in_doubt(tmp_path):
+    weights = {f"{side}/{part}": value for side in ("forward", "backward") for part, value in cell_of(draw(4)).items()}
+    path = write(tmp_path / "k.h5", {"rnn": weights}, configs=[config("rnn", "LSTM", **SIGMOID)])
+    with pytest.raises(CheckpointError, match="'rnn' has 2 cells, where its description has 1"):
+        bring_in(path)
+
+
+@pytest.mark.parametrize(
     ("described", "message"),
     [
         (None, "doesn't tell the activations of 'rnn'"),
@@ -229,7 +275,10 @@ def changed(**parts):
         (changed(**{"recurrent_kernel:0": np.zeros((H, 11))}), r"a recurrent kernel of \(5, 11\)"),
         (changed(**{"bias:0": np.zeros(19)}), r"a bias of \(19,\)"),
         (changed(**{"bias:0": np.full(20, np.nan)}), "aren't finite"),
-        ({"rnn": {f"{n}/{k}": v for n in "abc" for k, v in cell_of(draw(4)).items()}}, "holds 3 cells"),
+        (
+            {"rnn": {f"{n}/{k}": v for n in "abc" for k, v in cell_of(draw(4)).items()}},
+            r"holds 3 cells \('rnn/a', 'rnn/b', 'rnn/c'\)",
+        ),
     ],
 )
 def test_weights_that_make_no_layer_are_refused(layers, message, tmp_path):
@@ -265,9 +314,16 @@ def make_large(file):
     group.create_dataset("bias:0", (2**26,), "f4", chunks=(2**20,), compression="gzip")
 
 
+def make_a_large_chunk(file):
+    group = file["model_weights/rnn/rnn"]
+    del group["bias:0"]
+    group.create_dataset("bias:0", (20,), "f4", maxshape=(None,), chunks=(2**24,), compression="gzip")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (make_a_large_chunk, "unpacks to more than 64 times its size"),
         (link_outside, "'bias:0' is missing, or links elsewhere"),
         (link_the_whole_outside, "'model_weights' is missing, or links elsewhere"),
         (store_outside, "lie in another file"),
@@ -299,6 +355,20 @@ def test_a_file_that_crashes_the_library_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "k.h5", {"rnn": cell_of(draw(4))})
     monkeypatch.setattr(keras_file, "_read_file", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(CheckpointError, match=r"k\.h5 isn't a whole HDF5 file of Keras \(WorkerError"):
+        bring_in(path)
+
+
+def test_reading_takes_limited_time_and_memory(tmp_path, monkeypatch):
+    path = write(tmp_path / "k.h5", {"rnn": cell_of(draw(4))})
+    monkeypatch.setattr(keras_file, "_descriptions", lambda _: bytes(2**32))
+    with pytest.raises(CheckpointError, match=r"k\.h5 isn't a whole HDF5 file of Keras \(MemoryError"):
+        bring_in(path)
+
+    def tell_seconds(_):
+        raise CheckpointError(f"{resource.getrlimit(resource.RLIMIT_CPU)[0]} seconds")
+
+    monkeypatch.setattr(keras_file, "_descriptions", tell_seconds)
+    with pytest.raises(CheckpointError, match=r"k\.h5: 60 seconds"):
         bring_in(path)
 
 

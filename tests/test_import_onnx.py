@@ -101,6 +101,52 @@ def add_input(place, name, value=None):
     return change
 
 
+def start_from(graph, value):
+    """Let both initial states come from a constant, by the operators that torch's exporter puts there."""
+    add_input(5, "state")(graph)
+    add_input(6, "state")(graph)
+    constants = {"sizes": (2, 1, H), "starts": (0,), "ends": (1,)}
+    graph.initializer.extend(numpy_helper.from_array(np.array(v, dtype=np.int64), k) for k, v in constants.items())
+    one = numpy_helper.from_array(np.array([value], dtype=np.float32))
+    nodes = [
+        helper.make_node("ConstantOfShape", ["sizes"], ["states"], **({"value": one} if value is not None else {})),
+        helper.make_node("Slice", ["states", "starts", "ends"], ["state"]),
+    ]
+    kept = [*nodes, *graph.node]
+    graph.ClearField("node")
+    graph.node.extend(kept)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda graph: start_from(graph, None),
+        lambda graph: start_from(graph, 0.0),
+        add_input(5, "h", np.zeros((1, 1, H), dtype=np.float32)),
+    ],
+)
+def test_a_start_from_zeros_is_known(change, tmp_path):
+    path = save(tmp_path, change=change)
+    assert_equal(bring_in(path), path)
+
+
+def name_twice(graph):
+    for node in graph.node:
+        node.name = "same"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (name_twice, "several nodes have the name 'same'"),
+        (lambda graph: graph.initializer.append(numpy_helper.from_array(draw(2), "W_0")), "several tensors .* 'W_0'"),
+    ],
+)
+def test_a_name_that_stands_twice_is_refused(change, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        bring_in(save(tmp_path, layers=2, change=change))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -109,7 +155,10 @@ def add_input(place, name, value=None):
         ({"clip": 3.0}, "clips what its activations read at 3"),
         ({"input_forget": 1}, "couples its input and forget gates"),
         ({"change": add_input(7, "P", draw(1, 3 * H))}, "has peepholes"),
-        ({"change": add_input(5, "h", draw(1, 1, H))}, "starts from a state of its own"),
+        ({"change": add_input(5, "h", draw(1, 1, H))}, "starts from a state that isn't known to be zero"),
+        ({"change": add_input(6, "c", draw(1, 1, H))}, "starts from a state that isn't known to be zero"),
+        ({"change": add_input(5, "given")}, "starts from a state that isn't known to be zero"),
+        ({"change": lambda graph: start_from(graph, 1.0)}, "starts from a state that isn't known to be zero"),
         ({"operator": "GRU", "activations": ["Sigmoid", "Relu"]}, "has the activations"),
         ({"operator": "RNN", "activations": ["Sigmoid"]}, "has the activations"),
     ],

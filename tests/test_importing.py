@@ -18,12 +18,14 @@ from foreign_weights import (
 from helpers import TINY, toy_rows, write_csv
 from torch import nn
 
+from headwater import importing
 from headwater.checkpoint import Checkpoint
 from headwater.cli import main
 from headwater.errors import CheckpointError, ConfigError, DataError, HeadwaterError
 from headwater.features.text import BEGIN, END, PAD, SPECIAL, UNKNOWN
 from headwater.importing import ImportOptions, import_weights
-from headwater.pretrained.weight_file import FORMATS
+from headwater.pretrained import weight_file
+from headwater.pretrained.weight_file import FORMATS, WeightFile
 from headwater.records import StageRecord
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.verb import transfer
@@ -67,6 +69,37 @@ def test_a_lone_cell_and_g2ps_names_are_one_layer(tmp_path):
     assert_equal_states(bring_in(path, prefix="enc", embedding="enc_emb"), network)
     record = StageRecord.load(tmp_path / "model")
     assert "Left in the file: 'dec_w_ih', 'dec_w_hh', 'dec_b_ih', 'dec_b_hh', 'dec_emb'." in record.notes
+
+
+def test_a_stack_without_a_name_is_called_by_a_point(tmp_path):
+    network = Network(nn.GRU)
+    tensors = {"embedding.weight": network.embedding.weight.data} | network.rnn.state_dict()
+    path = save(tensors | network.rnn.state_dict(prefix="twin."), tmp_path)
+    with pytest.raises(ConfigError, match=r"2 recurrent stacks, '\.', 'twin'"):
+        bring_in(path)
+    assert_equal_states(bring_in(path, prefix="."), network)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("a,b", ["a,b"]),
+        ("c_", ["c_"]),
+        (" d ", [" d "]),
+        ("d", ["d"]),
+        ("d.", ["d"]),
+        ("c_, d.,.", ["c_", "d", ""]),
+        (".,a,d", None),
+        ("a", None),
+    ],
+)
+def test_every_stack_can_be_named(given, taken):
+    file = WeightFile({}, dict.fromkeys(["a,b", "c_", " d ", "d", ""]), "")
+    if taken is not None:
+        assert weight_file._stack_names(file, given) == taken
+        return
+    with pytest.raises(ConfigError, match=r"prefix = 'a': no such stack.*; there are 'a,b', 'c_', ' d ', 'd', '\.'"):
+        weight_file._stack_names(file, given)
 
 
 def test_stacks_are_put_on_top_of_each_other_in_the_order_given(tmp_path):
@@ -204,6 +237,33 @@ def test_weights_that_make_no_encoder_are_refused(change, options, message, tmp_
     assert not (tmp_path / "model.partial").exists()
 
 
+def test_more_layers_than_an_encoder_takes_are_refused(tmp_path):
+    network = Network(nn.RNN, layers=2)
+    upper = {name: value for name, value in network.state_dict().items() if name.endswith("_l1")}
+    tensors = dict(network.state_dict())
+    for number in range(2, 65):
+        tensors |= {name.replace("_l1", f"_l{number}"): value for name, value in upper.items()}
+    with pytest.raises(CheckpointError, match="there are 65 layers, an encoder takes 64"):
+        bring_in(save(tensors, tmp_path), cell="rnn")
+
+
+@pytest.mark.parametrize("size", [0, 20_000])
+def test_an_embedding_of_a_size_that_no_encoder_has_is_refused(size, tmp_path):
+    tensors = dict(Network(nn.GRU).state_dict())
+    tensors |= {"embedding.weight": torch.zeros(12, size), "rnn.weight_ih_l0": torch.zeros(15, size)}
+    with pytest.raises(
+        CheckpointError, match=f"embedding of the file: {size:,} units, where an encoder takes 1 to 16,384"
+    ):
+        bring_in(save(tensors, tmp_path))
+
+
+def test_more_units_than_an_encoder_takes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(importing, "MOST_UNITS", 6)
+    tensors = Network(nn.GRU).state_dict() | nn.GRU(6, 7).state_dict(prefix="rnn.")
+    with pytest.raises(CheckpointError, match="recurrent layers of the file: 7 units"):
+        bring_in(save(tensors, tmp_path))
+
+
 def test_a_simple_rnns_activation_must_be_said(tmp_path):
     path = save(Network(nn.RNN).state_dict(), tmp_path)
     with pytest.raises(ConfigError, match=r"with 1 gates are: add --cell rnn \(tanh\) or rnn_relu"):
@@ -265,6 +325,8 @@ def imported(folder, vocabulary, *, name="v.json", **options):
         ("v.json", list(WORDS)),
         ("v.json", {word: row for row, word in reversed(list(enumerate(WORDS)))}),
         ("v.txt", "\n".join(WORDS)),
+        ("v.txt", "\ufeff" + "\n".join(WORDS)),
+        ("v.json", "\ufeff" + json.dumps(WORDS)),
         ("v.txt", "\r\n".join(WORDS) + "\r\n"),
     ],
 )
@@ -309,6 +371,7 @@ def test_tokens_that_the_tokenizer_never_makes_are_counted(tmp_path):
         ("v.json", [*WORDS[:11], "w0"], "'w0' stands twice, in the rows 0 and 11"),
         ("v.json", [*WORDS[:11], 7], "'7' is no token"),
         ("v.json", '{"\\ud800": 0}', "is no token"),
+        ("v.json", '{"a": 0, "b": 1, "a": 2}', "the token 'a' stands twice"),
         ("v.json", "7", "neither a JSON list"),
         ("v.json", "[", "can't be read"),
         ("v.json", "[" * 100_000, "can't be read"),

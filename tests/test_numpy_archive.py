@@ -32,6 +32,13 @@ def test_arrays_come_out_as_numpy_put_them_in(save, tmp_path):
         assert np.array_equal(loaded[name].numpy(), value)
 
 
+@pytest.mark.parametrize("kind", ["u1", ">i2", "<u4", ">i8"])
+def test_whole_numbers_keep_their_type(kind):
+    made = parse_npy(npy(np.arange(5, dtype=kind)))
+    assert made.tolist() == [0, 1, 2, 3, 4]
+    assert made.element_size() == np.dtype(kind).itemsize
+
+
 def test_objects_are_never_unpickled(tmp_path):
     np.savez(tmp_path / "a.npz", allow_pickle=True, x=np.array([{}], dtype=object))
     with pytest.raises(CheckpointError, match=r"a\.npz: it holds pickled objects"):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import pickletools
 import zipfile
 
 import pytest
@@ -37,10 +38,24 @@ def test_tensors_come_out_as_torch_put_them_in(tmp_path):
         assert torch.equal(loaded[name], value)
 
 
+def test_a_modules_parameters_come_out_as_tensors(tmp_path):
+    network = Network(nn.GRU)
+    loaded = load_torch_zip(save(dict(network.named_parameters()), tmp_path))
+    assert all(torch.equal(loaded[name], value) for name, value in network.named_parameters())
+    assert all(type(value) is torch.Tensor for value in loaded.values())
+
+
 def test_a_shared_storage_is_read_once(tmp_path):
     base = torch.randn(1000)
-    loaded = load_torch_zip(save({f"part{n}": base[n:] for n in range(50)}, tmp_path))
-    assert all(torch.equal(loaded[f"part{n}"], base[n:]) for n in range(50))
+    parts = {"whole": base, "tied": base} | {f"part{n}": base[20 * n : 20 * n + 20] for n in range(50)}
+    loaded = load_torch_zip(save(parts, tmp_path))
+    assert all(torch.equal(loaded[name], value) for name, value in parts.items())
+
+
+def test_tensors_that_share_a_storage_many_times_are_refused(tmp_path):
+    base = torch.randn(1000)
+    with pytest.raises(CheckpointError, match=r"weights\.pt: its tensors together are more than 4 times as large"):
+        load_torch_zip(save({f"part{n}": base[n:] for n in range(50)}, tmp_path))
 
 
 def test_plain_values_are_what_pickle_makes_of_them():
@@ -119,6 +134,8 @@ def test_an_instruction_that_no_state_dict_needs_is_refused(program, instruction
         b"ccollections\nOrderedDict\nNR.",
         b"ctorch._utils\n_rebuild_tensor_v2\n)R.",
         b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00K\x01\x85K\x01\x85tR.",
+        b"ctorch._utils\n_rebuild_parameter\n(NK\x01}tR.",
+        b"ctorch._utils\n_rebuild_parameter\n)R.",
         b"NQ.",
         b"(U\x07storagectorch\nFloatStorage\nNNNtQ.",
         b"X\xff\xff\xff\x7fa.",
@@ -127,6 +144,13 @@ def test_an_instruction_that_no_state_dict_needs_is_refused(program, instruction
 def test_a_damaged_program_is_refused(program):
     with pytest.raises(CheckpointError, match="its pickle"):
         run(program)
+
+
+def test_a_program_that_runs_too_long_is_refused(monkeypatch):
+    monkeypatch.setattr(torch_zip, "INSTRUCTIONS_LIMIT", 10)
+    assert run(b"]" + b"Na" * 4 + b".") == [None] * 4
+    with pytest.raises(CheckpointError, match="its pickle has more than 10 instructions"):
+        run(b"]" + b"Na" * 5 + b".")
 
 
 def rebuilt(size, stride, offset=0, count=6):
@@ -247,10 +271,25 @@ def test_a_changed_pickle_gives_tensors_or_an_error(changes, whole):
     assert all(type(value) is torch.Tensor for value in found.values())
 
 
-@given(data=st.binary(max_size=60))
-def test_any_bytes_are_a_plain_value_or_an_error(data):
+INSTRUCTIONS = [
+    *(b"]", b"}", b")", b"(", b"N", b"\x88", b"\x89", b"K\x07", b"M\x07\x00", b"J\xff\xff\xff\xff", b"\x8a\x01\x07"),
+    *(b"G" + bytes(8), b"X\x01\x00\x00\x00k", b"X\x07\x00\x00\x00storage", b"\x80\x02"),
+    *(b"a", b"e", b"s", b"u", b"t", b"\x85", b"\x86", b"\x87"),
+    *(b"q\x00", b"h\x00", b"r\x01\x00\x00\x00", b"j\x01\x00\x00\x00"),
+    *(b"R", b"b", b"Q", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n"),
+    *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_parameter\n"),
+]
+
+
+def test_every_instruction_that_is_carried_out_is_drawn():
+    drawn = {opcode.name for data in INSTRUCTIONS for opcode, _, _ in pickletools.genops(data + b".")}
+    assert drawn == set(torch_zip._INSTRUCTIONS)
+
+
+@given(program=st.lists(st.sampled_from(INSTRUCTIONS), max_size=30))
+def test_any_instructions_make_a_plain_value_or_an_error(program):
     try:
-        run(data)
+        run(b"".join(program) + b".")
     except CheckpointError as error:
         assert "its pickle" in str(error)  # noqa: PT017 - not raising is right as well
 

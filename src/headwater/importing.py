@@ -14,7 +14,7 @@ from headwater.errors import CheckpointError
 from headwater.features.text import TextOptions
 from headwater.features.tokenizers import TOKENIZERS
 from headwater.files import sha256_file
-from headwater.model import DropoutOptions, EncoderOptions
+from headwater.model import MOST_UNITS, DropoutOptions, EncoderOptions
 from headwater.pretrained.foreign_vocabulary import adopt, read_vocabulary
 from headwater.pretrained.weight_file import Choice, choose, describe, read_weight_file
 from headwater.records import DataUse
@@ -38,7 +38,7 @@ class ImportOptions(RunOptions):
     """Tokens a row at most; the rest of a longer row is cut off."""
     prefix: str = ""
     """The recurrent layers to take, where the file has several stacks: the layer's name (torch: what stands before
-    `.weight_ih_l0`), or several with commas between, the first layer first."""
+    `.weight_ih_l0`, or `.` where nothing does), or several with commas between, the first layer first."""
     embedding: str = ""
     """The name of the embedding, where it can't be found by name and size."""
     cell: Annotated[str, name_in("headwater.cells", CELLS, "auto")] = "auto"
@@ -81,11 +81,12 @@ def _work(options: _Run) -> Outcome:
             f"{options.weights} can't be shown to be imported exactly: {'; '.join(choice.doubts)}. Add --inexact to "
             "take the weights all the same"
         )
+    encoder = _encoder(choice)
     tokens = read_vocabulary(options.vocabulary, len(choice.embedding_VE))
     text = TextOptions(tokenizer=options.tokenizer, lowercase=options.lowercase, max_length=options.max_length)
     featurizer, embedding_VE, notes = adopt(tokens, choice.embedding_VE, text)
     config = ModelConfig(
-        encoder=_encoder(choice),
+        encoder=encoder,
         vocabulary_size=len(featurizer.vocabulary),
         dropout=DropoutOptions(),
         featurizer=featurizer.options,
@@ -110,10 +111,14 @@ def _work(options: _Run) -> Outcome:
 
 def _encoder(choice: Choice) -> EncoderOptions:
     first = choice.layers[0].directions
+    embedding_size, hidden_size = choice.embedding_VE.shape[1], first[0]["weight_hh"].shape[1]
+    for what, size in (("embedding", embedding_size), ("recurrent layers", hidden_size)):
+        if not 1 <= size <= MOST_UNITS:
+            raise CheckpointError(f"the {what} of the file: {size:,} units, where an encoder takes 1 to {MOST_UNITS:,}")
     return EncoderOptions(
         cell=choice.cell,
-        embedding_size=choice.embedding_VE.shape[1],
-        hidden_size=first[0]["weight_hh"].shape[1],
+        embedding_size=embedding_size,
+        hidden_size=hidden_size,
         layers=len(choice.layers),
         bidirectional=len(first) == 2,
     )

@@ -41,8 +41,8 @@ def read_vocabulary(path: Path, rows: int) -> dict[str, int]:
     try:
         if path.stat().st_size > SIZE_LIMIT:
             raise DataError(f"{path} has more than {SIZE_LIMIT:,} bytes, too many for a vocabulary")
-        text = path.read_bytes().decode("utf-8")
-        found = json.loads(text) if path.suffix.lower() == ".json" else _lines(text)
+        text = path.read_bytes().decode("utf-8-sig")  # some editors put a mark at the start
+        found = json.loads(text, object_pairs_hook=_dict) if path.suffix.lower() == ".json" else _lines(text)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"the vocabulary {path} can't be read: {error}") from error
     if isinstance(found, list):
@@ -57,6 +57,15 @@ def read_vocabulary(path: Path, rows: int) -> dict[str, int]:
     else:
         raise DataError(f"{path} holds neither a JSON list of tokens nor a JSON dict of token to row")
     return _checked(pairs, path, rows)
+
+
+def _dict(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made: dict[str, object] = {}
+    for token, row in pairs:
+        if token in made:
+            raise ValueError(f"the token {token[:40]!r} stands twice")
+        made[token] = row
+    return made
 
 
 def _lines(text: str) -> list[str]:

@@ -18,9 +18,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import math
+import platform
+import resource
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headwater.errors import CheckpointError, MissingDependency
-from headwater.pretrained.weight_file import CELL_BY_GATES, EXPANSION, RecurrentLayer, Stack, WeightFile, floats
+from headwater.pretrained.weight_file import CELL_BY_GATES, EXPANSION, RecurrentLayer, Stack, WeightFile, floats, listed
 from headwater.weights import Weights
 from headwater.workers import Workers
 
@@ -42,15 +45,22 @@ _ELMAN = {"tanh": "rnn", "relu": "rnn_relu"}
 
 
 @dataclass(frozen=True)
-class _Description:
-    """What the description of a model says of a recurrent layer."""
+class _Direction:
+    """What the description of a model says of one direction of a recurrent layer."""
 
     kind: str
     activation: str
     recurrent_activation: str
     reset_after: bool | None
     backwards: bool
-    merge: str
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What the description of a model says of a recurrent layer: the forward direction first."""
+
+    directions: Sequence[_Direction]
+    merge: str = "concat"
 
 
 def read_keras(path: Path) -> WeightFile:
@@ -83,10 +93,25 @@ def read_keras(path: Path) -> WeightFile:
 def _read_file(path: Path) -> tuple[dict[str, _Description], dict[str, dict[str, Array]]]:
     import h5py
 
+    _limit_this_process(path.stat().st_size)
     with h5py.File(path, "r") as file:
         descriptions = _descriptions(file.attrs.get("model_config"))
         whole = file.get("model_weights", getlink=True) is not None  # a file of weights alone has no such group
         return descriptions, _read_layers(_inner(file, "model_weights") if whole else file, path)
+
+
+def _limit_this_process(size: int) -> None:
+    """Let a damaged file of `size` bytes cost neither time nor memory without end."""
+    _limit(resource.RLIMIT_CPU, 60 + size // 2**20)  # seconds: unpacking a MiB takes far less than one
+    if platform.system() == "Linux":
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        # The numbers lie here several times: unpacked, as float32, and packed again to be sent.
+        _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + 8 * EXPANSION * size + 2**30)
+
+
+def _limit(kind: int, value: int) -> None:
+    _, most = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 
 
 def _read_layers(root: Any, path: Path) -> dict[str, dict[str, Array]]:
@@ -103,10 +128,15 @@ def _read_layers(root: Any, path: Path) -> dict[str, dict[str, Array]]:
             if dataset.dtype.kind == "f":
                 full = name if name.startswith(f"{layer}/") else f"{layer}/{name}"
                 datasets.setdefault(layer, {})[full] = dataset
-    size = sum(dataset.nbytes for found in datasets.values() for dataset in found.values())
+    size = sum(_unpacked(dataset) for found in datasets.values() for dataset in found.values())
     if size > EXPANSION * path.stat().st_size + 2**20:
         raise CheckpointError(f"it unpacks to more than {EXPANSION} times its size: refused")
     return {layer: {name: _array(dataset) for name, dataset in found.items()} for layer, found in datasets.items()}
+
+
+def _unpacked(dataset: Any) -> int:
+    """Return how many bytes are unpacked to read some: a whole chunk, which may be larger than its dataset."""
+    return max(int(dataset.nbytes), math.prod(dataset.chunks or ()) * int(dataset.dtype.itemsize))
 
 
 def _texts(values: Any) -> list[str]:
@@ -138,17 +168,24 @@ def _descriptions(text: Any) -> dict[str, _Description]:
 
 
 def _described(layer: dict[str, Any]) -> _Description:
-    both = layer["class_name"] == "Bidirectional"
-    inner = layer["config"]["layer"] if both else layer
-    settings = inner["config"]
+    if layer["class_name"] != "Bidirectional":
+        return _Description([_direction(layer)])
+    config = layer["config"]
+    forward = _direction(config["layer"])
+    other = config.get("backward_layer")  # without one Keras mirrors the forward layer
+    backward = _direction(other) if other else replace(forward, backwards=not forward.backwards)
+    return _Description([forward, backward], str(config.get("merge_mode")))
+
+
+def _direction(layer: dict[str, Any]) -> _Direction:
+    settings = layer["config"]
     after = settings.get("reset_after")
-    return _Description(
-        kind=str(inner["class_name"]),
+    return _Direction(
+        kind=str(layer["class_name"]),
         activation=str(settings.get("activation", "tanh")),
         recurrent_activation=str(settings.get("recurrent_activation", "sigmoid")),
         reset_after=after if isinstance(after, bool) else None,
-        backwards=bool(settings.get("go_backwards")) and not both,
-        merge=str(layer["config"].get("merge_mode")) if both else "concat",
+        backwards=bool(settings.get("go_backwards")),
     )
 
 
@@ -163,17 +200,19 @@ def _read_layer(layer: str, tensors: Weights, told: _Description | None) -> Sequ
         cells[name.rpartition("/")[0]][_part(name)] = floats(value, name)
     places = list(cells)
     if len(places) > 2 or (len(places) == 2 and "backward" not in places[1]):
-        raise CheckpointError(
-            f"the layer {layer!r} holds {len(places)} cells ({', '.join(places)[:200]}), not one layer"
-        )
+        raise CheckpointError(f"the layer {layer!r} holds {len(places)} cells ({listed(places)}), not one layer")
     for place, cell in cells.items():
         if not {"kernel", "recurrent"} <= cell.keys() <= {"kernel", "recurrent", "bias"} or "" in cell:
             raise CheckpointError(
                 f"{place!r} has {', '.join(cell)}, where a kernel, a recurrent kernel and a bias are read"
             )
     directions = [_convert(place, cell) for place, cell in cells.items()]
-    first, gates = cells[places[0]], _gates(layer, cells[places[0]])
-    return [RecurrentLayer(directions, _cell_name(first, gates, told), _doubts(layer, first, gates, told))]
+    sides = told.directions if told else [None] * len(places)
+    names = [_cell_name(cell, side) for cell, side in zip(cells.values(), sides, strict=False)]
+    doubts = _doubts(layer, list(cells.values()), told)
+    if len(set(names)) > 1:
+        doubts.append(f"{layer!r} has the cells {listed(names)} in its directions, an encoder one cell")
+    return [RecurrentLayer(directions, names[0], tuple(doubts))]
 
 
 def _gates(place: str, cell: Weights) -> int:
@@ -193,8 +232,9 @@ def _is_cudnn(cell: Weights) -> bool:
     return bias is not None and tuple(bias.shape) == (2 * columns,) and columns > hidden
 
 
-def _cell_name(cell: Weights, gates: int, told: _Description | None) -> str:
+def _cell_name(cell: Weights, told: _Direction | None) -> str:
     """Return the name in the table of cells; empty where the file doesn't tell."""
+    gates = cell["recurrent"].shape[1] // cell["recurrent"].shape[0]
     if gates == 1:
         return _ELMAN.get(told.activation, "rnn") if told else ""
     if gates == 4 or _is_cudnn(cell):
@@ -203,21 +243,32 @@ def _cell_name(cell: Weights, gates: int, told: _Description | None) -> str:
     return "" if after is None else "gru" if after else "gru_reset_before"
 
 
-def _doubts(layer: str, cell: Weights, gates: int, told: _Description | None) -> tuple[str, ...]:
+def _doubts(layer: str, cells: Sequence[Weights], told: _Description | None) -> list[str]:
     """Return why a layer may compute something else than a Headwater cell, a clause each."""
+    simple = [cell["recurrent"].shape[0] == cell["recurrent"].shape[1] for cell in cells]
     if told is None:
-        known = gates == 1 or _is_cudnn(cell)  # what a simple RNN is, the user must say
-        return () if known else (f"the file doesn't tell the activations of {layer!r} (older Keras took hard_sigmoid)",)
-    doubts = [] if told.kind in _CLASSES else [f"{layer!r} is of the class {told.kind!r}"]
-    if told.activation != "tanh" and not (gates == 1 and told.activation in _ELMAN):
-        doubts.append(f"{layer!r} has the activation {told.activation!r}, the cell 'tanh'")
-    if gates > 1 and told.recurrent_activation != "sigmoid":
-        doubts.append(f"{layer!r} has the recurrent activation {told.recurrent_activation!r}, the cell 'sigmoid'")
-    if told.backwards:
-        doubts.append(f"{layer!r} reads backwards")
+        known = all(map(_is_cudnn, cells)) or all(simple)  # what a simple RNN is, the user must say
+        return [] if known else [f"the file doesn't tell the activations of {layer!r} (older Keras took hard_sigmoid)"]
+    doubts = []
+    if len(told.directions) != len(cells):
+        doubts.append(f"{layer!r} has {len(cells)} cells, where its description has {len(told.directions)}")
     if told.merge != "concat":
         doubts.append(f"{layer!r} merges its directions by {told.merge!r}, an encoder by 'concat'")
-    return tuple(doubts)
+    for number, side in enumerate(told.directions):
+        name = f"the backward direction of {layer!r}" if number else repr(layer)
+        doubts += _doubts_of_direction(name, side, simple=all(simple), backwards=number == 1)
+    return doubts
+
+
+def _doubts_of_direction(name: str, told: _Direction, *, simple: bool, backwards: bool) -> list[str]:
+    doubts = [] if told.kind in _CLASSES else [f"{name} is of the class {told.kind!r}"]
+    if told.activation != "tanh" and not (simple and told.activation in _ELMAN):
+        doubts.append(f"{name} has the activation {told.activation!r}, the cell 'tanh'")
+    if not simple and told.recurrent_activation != "sigmoid":
+        doubts.append(f"{name} has the recurrent activation {told.recurrent_activation!r}, the cell 'sigmoid'")
+    if told.backwards != backwards:
+        doubts.append(f"{name} reads {'backwards' if told.backwards else 'forwards'}")
+    return doubts
 
 
 def _convert(place: str, cell: Weights) -> Weights:

@@ -56,5 +56,5 @@ def parse_npy(data: bytes) -> Tensor | None:
     if dtype.kind not in "fiu":
         return None
     values = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if by_columns else "C")
-    # Torch knows neither all of numpy's integers nor foreign byte orders.
-    return torch.from_numpy(np.array(values, dtype=np.float32 if dtype.kind == "f" else np.int64, order="C"))
+    # Torch knows neither all of numpy's floating-point types nor foreign byte orders.
+    return torch.from_numpy(np.array(values, np.float32 if dtype.kind == "f" else dtype.newbyteorder("="), order="C"))

@@ -15,7 +15,8 @@ Shapes: N directions, D input, H hidden, G gates.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ from headwater.weights import Weights
 _ORDERS = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 """The operator's gate for each of torch's gates."""
 _ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
-_PEEPHOLES = 7
-"""The place of an LSTM's peephole weights among the inputs."""
+_STATES, _PEEPHOLES = slice(5, 7), 7
+"""The places of the initial states and of an LSTM's peephole weights among the inputs."""
+_KEEP_ZEROS = {"Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+"""Operators that make zeros of zeros: exporters put them before the initial states."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class _Node:
     reset_after: bool
     clip: float
     coupled: bool
+    from_zeros: bool
 
 
 def read_onnx(path: Path) -> WeightFile:
@@ -61,8 +65,11 @@ def read_onnx(path: Path) -> WeightFile:
         graph = onnx.load_model_from_string(path.read_bytes()).graph
         floating = _floating()
         tensors = {_text(value.name): _tensor(value) for value in graph.initializer if value.data_type in floating}
-        nodes = [_node(number, node) for number, node in enumerate(graph.node) if _is_recurrent(node)]
+        zeros = _zeros(graph, tensors)
+        nodes = [_node(number, node, zeros) for number, node in enumerate(graph.node) if _is_recurrent(node)]
         looked_up = {_text(node.input[0]) for node in graph.node if node.op_type == "Gather" and node.input}
+        _refuse_twins("tensors", [value.name for value in graph.initializer])
+        _refuse_twins("nodes", [node.name for node in nodes])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # protobuf and numpy raise several kinds
@@ -81,23 +88,48 @@ def _is_recurrent(node: Any) -> bool:
     return node.op_type in _ORDERS and node.domain in ("", "ai.onnx")
 
 
+def _refuse_twins(what: str, names: Sequence[str]) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise CheckpointError(f"several {what} have the name {listed(twice)}: give each its own")
+
+
+def _zeros(graph: Any, tensors: Weights) -> set[str]:
+    """Return the names of the values that are known to be zeros alone."""
+    zeros = {name for name, value in tensors.items() if not bool(value.any())}
+    for node in graph.node:  # each stands behind those that it reads
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type in ("Constant", "ConstantOfShape"):
+            values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+            floating = all(value.data_type in _floating() for value in values)
+            known = floating and not any(bool(_tensor(value).any()) for value in values)
+            known = known and (bool(values) or node.op_type == "ConstantOfShape")  # whose default is 0
+        else:
+            known = node.op_type in _KEEP_ZEROS and bool(node.input) and _text(node.input[0]) in zeros
+        if known:
+            zeros.update(map(_text, node.output))
+    return zeros
+
+
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value  # bytes are what protobuf gives for broken UTF-8
 
 
-def _node(number: int, node: Any) -> _Node:
+def _node(number: int, node: Any, zeros: Collection[str]) -> _Node:
     from onnx import helper
 
     settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    inputs = [*map(_text, node.input), *[""] * (_PEEPHOLES + 1 - len(node.input))]
     return _Node(
         kind=node.op_type,
         name=_text(node.name) or f"{node.op_type}_{number}",
-        inputs=[*map(_text, node.input), *[""] * (_PEEPHOLES + 1 - len(node.input))],
+        inputs=inputs,
         activations=[_text(value).lower() for value in settings.get("activations", ())],
         direction=_text(settings.get("direction", "forward")),
         reset_after=bool(settings.get("linear_before_reset")),
         clip=float(settings.get("clip", 0.0)),
         coupled=bool(settings.get("input_forget")),
+        from_zeros=all(name in zeros for name in inputs[_STATES] if name),
     )
 
 
@@ -139,7 +171,7 @@ def _read_node(node: _Node, tensors: Weights) -> Sequence[RecurrentLayer]:
     ]
     usual = list(_ACTIVATIONS[node.kind]) * count
     relu = node.kind == "RNN" and node.activations == ["relu"] * count
-    doubts = _doubts(node, tensors)
+    doubts = _doubts(node)
     if node.activations and node.activations != usual and not relu:
         doubts.append(f"{node.name!r} has the activations {listed(node.activations)}, the cell {listed(usual)}")
     return [RecurrentLayer(directions, _cell(node, relu=relu), tuple(doubts))]
@@ -166,7 +198,7 @@ def _ordered(gates: Tensor, order: Sequence[int]) -> Tensor:
     return torch.cat([blocks[gate] for gate in order])
 
 
-def _doubts(node: _Node, tensors: Weights) -> list[str]:
+def _doubts(node: _Node) -> list[str]:
     doubts = []
     if node.direction == "reverse":
         doubts.append(f"{node.name!r} reads backwards")
@@ -176,6 +208,6 @@ def _doubts(node: _Node, tensors: Weights) -> list[str]:
         doubts.append(f"{node.name!r} couples its input and forget gates")
     if node.inputs[_PEEPHOLES]:
         doubts.append(f"{node.name!r} has peepholes")
-    if any(name in tensors and bool(tensors[name].any()) for name in node.inputs[5:7]):
-        doubts.append(f"{node.name!r} starts from a state of its own, the cell from zeros")
+    if not node.from_zeros:
+        doubts.append(f"{node.name!r} starts from a state that isn't known to be zero, as the cell's is")
     return doubts

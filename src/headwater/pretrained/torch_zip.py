@@ -2,8 +2,9 @@
 
 A pickle is a program. Here its instructions are only listed (`pickletools.genops`), and the few that a state dict needs
 are carried out on plain values: dicts, lists, tuples, strings, numbers. Of the functions that a pickle may call there
-are two, each with a stand-in: `collections.OrderedDict` makes a dict, `torch._utils._rebuild_tensor_v2` a view of bytes
-in the archive. Any other instruction or name is an error. Formats: `torch/serialization.py`, `torch/_utils.py`.
+are three, each with a stand-in: `collections.OrderedDict` makes a dict, `torch._utils._rebuild_tensor_v2` a view of
+bytes in the archive, `torch._utils._rebuild_parameter` is the tensor it is given. Any other instruction or name is an
+error. Formats: `torch/serialization.py`, `torch/_utils.py`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from headwater.weights import Weights
 
 PROGRAM_LIMIT = 2**24
 """Bytes of a pickle at most (16 MiB): the tensors' numbers lie outside of it."""
+INSTRUCTIONS_LIMIT = 2**21
+"""Instructions of a pickle at most: a tensor takes some twenty."""
 NAME_LIMIT = 1000
 """Characters of a key."""
 DEPTH_LIMIT, PARTS_LIMIT = 16, 2**20
 """How deep dicts may lie in dicts, and how many values they hold in all: a pickle may name one dict many times."""
+SHARING = 4
+"""How many times the bytes of the storages all tensors together may have: they are views, and each is copied later.
+Tied weights stand under several names."""
 DIMENSIONS = 8
 """Sizes of a tensor at most."""
 
@@ -42,10 +48,11 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_ORDERED_DICT, _REBUILD = object(), object()
+_ORDERED_DICT, _REBUILD, _PARAMETER = object(), object(), object()
 _NAMED: dict[str, object] = {
     "collections OrderedDict": _ORDERED_DICT,
     "torch._utils _rebuild_tensor_v2": _REBUILD,
+    "torch._utils _rebuild_parameter": _PARAMETER,
     **{f"torch {name}": dtype for name, dtype in _STORAGES.items()},
 }
 _HOW = "Save weights alone: torch.save(model.state_dict(), FILE), or safetensors"
@@ -76,7 +83,12 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> Weights:
     if len(programs) != 1:
         raise CheckpointError(f"it has {len(programs)} members data.pkl, a file of torch.save has one")
     members = _Members(archive, programs[0].removesuffix("data.pkl"), size)
-    return named_tensors(run_program(members.read("data.pkl", PROGRAM_LIMIT), members.storage))
+    tensors = named_tensors(run_program(members.read("data.pkl", PROGRAM_LIMIT), members.storage))
+    if sum(value.nbytes for value in tensors.values()) > SHARING * size:
+        raise CheckpointError(
+            f"its tensors together are more than {SHARING} times as large as the file: they share their numbers. {_HOW}"
+        )
+    return tensors
 
 
 class _Members:
@@ -140,11 +152,15 @@ class _Machine:
         """The stacks under the marks."""
         self._memo: dict[int, Any] = {}
         self._storage = storage
+        self._left = INSTRUCTIONS_LIMIT
 
     def carry_out(self, instruction: str, argument: Any) -> None:
         """Carry out one instruction of the table below, or refuse it."""
         if instruction not in _INSTRUCTIONS:
             raise CheckpointError(f"its pickle has the instruction {instruction}, which is never run. {_HOW}")
+        if not self._left:
+            raise CheckpointError(f"its pickle has more than {INSTRUCTIONS_LIMIT:,} instructions. {_HOW}")
+        self._left -= 1
         _INSTRUCTIONS[instruction](self, argument)
 
     def skip(self, _: object) -> None:
@@ -225,12 +241,14 @@ class _Machine:
             raise TypeError
 
     def reduce(self, _: object) -> None:
-        """Call one of the two functions."""
+        """Call one of the three functions."""
         arguments, function = self.stack.pop(), self.stack.pop()
         if type(arguments) is not tuple:
             raise TypeError
         if function is _REBUILD:
             self.stack.append(_rebuild(*arguments))
+        elif function is _PARAMETER and len(arguments) == 3 and type(arguments[0]) is Tensor:
+            self.stack.append(arguments[0])  # what follows tells of gradients
         elif function is _ORDERED_DICT and not arguments:
             self.stack.append({})
         else:

@@ -32,6 +32,10 @@ CELL_BY_GATES = {1: "", 3: "gru", 4: "lstm"}
 """What a layer is by its gates; one gate is a simple RNN, and the sizes don't tell tanh from ReLU."""
 EXPANSION = 64
 """How many times its own size a packed file may unpack to, beside the first MiB."""
+MOST_LAYERS = 64
+"""Of an encoder; a file may have one layer's numbers stand for many."""
+BARE = "."
+"""What a stack without a name is called by its users."""
 SHOWN = 6
 """Names that a sentence lists before it only counts."""
 
@@ -194,19 +198,24 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _stack_names(file: WeightFile, prefix: str) -> list[str]:
-    known = list(file.stacks)
+    known = {name or BARE: name for name in file.stacks}
     if not prefix:
         if len(known) > 1:
             raise ConfigError(
                 f"the file holds {len(known)} recurrent stacks, {listed(known)}: name the one to take with --prefix, "
                 "or several with commas between, the first layer first"
             )
-        return known
-    names = [name.strip().rstrip("._/") for name in prefix.split(",")]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"prefix = {name!r}: no such stack{did_you_mean(name, known)}; there are {listed(known)}")
-    return names
+        return list(file.stacks)
+    given = [prefix] if prefix in known else prefix.split(",")  # a layer's name may hold a comma
+    return [_stack_name(name, known) for name in given]
+
+
+def _stack_name(given: str, known: dict[str, str]) -> str:
+    bare = given.strip()
+    for name in (given, bare, bare.rstrip("._/")):
+        if name in known:
+            return known[name]
+    raise ConfigError(f"prefix = {bare!r}: no such stack{did_you_mean(bare, known)}; there are {listed(known)}")
 
 
 def _common_cell(layers: Sequence[RecurrentLayer], given: str) -> str:
@@ -240,6 +249,10 @@ def _gates(layer: RecurrentLayer) -> int:
 
 def _check_sizes(layers: Sequence[RecurrentLayer], cell: str) -> int:
     """Refuse layers that don't follow each other in one encoder; return the first one's input size."""
+    if len(layers) > MOST_LAYERS:
+        raise CheckpointError(
+            f"there are {len(layers)} layers, an encoder takes {MOST_LAYERS}: name fewer with --prefix"
+        )
     hidden, count = layers[0].directions[0]["weight_hh"].shape[1], len(layers[0].directions)
     first = width = int(layers[0].directions[0]["weight_ih"].shape[1])
     rows = cell_class(cell).gates * hidden
