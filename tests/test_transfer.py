@@ -230,6 +230,11 @@ def test_scratch_carries_nothing_over(data, source, tmp_path):
     assert one.config.encoder == source.config.encoder
 
 
+def test_dropout_is_the_sources_unless_changed(data, source, tmp_path):
+    made = transfer(source, options(data, tmp_path / "t", epochs=1, method="init", head_dropout=0.6))
+    assert made.config.dropout == source.config.dropout.model_copy(update={"head_dropout": 0.6})
+
+
 def test_the_same_seed_gives_the_same_model_and_another_another(data, source, tmp_path):
     seeds = [
         transfer(source, options(data, tmp_path / f"t{n}", seed=seed)).identity for n, seed in enumerate((5, 5, 6))

@@ -137,7 +137,7 @@ def make_job(
     config = ModelConfig(
         encoder=source.config.encoder,
         vocabulary_size=len(featurizer.vocabulary),
-        dropout=source.config.dropout,
+        dropout=options.dropout(source.config.dropout),
         residual_layers=source.config.residual_layers,
         featurizer=featurizer.options,
         task={

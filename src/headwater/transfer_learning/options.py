@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headwater.config import DataOptions, Fraction, RunOptions
+from headwater.config import Config, DataOptions, Fraction, RunOptions
 from headwater.features.tokenizers import TOKENIZERS
+from headwater.model import DropoutOptions
 from headwater.registry import name_in
 from headwater.trainer import TrainOptions
 from headwater.transfer_learning import METHODS
@@ -16,7 +17,26 @@ AUTO, SCRATCH = "auto", "scratch"
 Freeze = Literal["none", "embedding", "encoder"]
 
 
-class TransferOptions(TrainOptions, DataOptions, RunOptions):
+class DropoutChanges(Config):
+    """What is dropped in another share than in the source's training; see `headwater.model.DropoutOptions`."""
+
+    embedding_dropout: Fraction | None = None
+    """Share of the vocabulary's rows dropped in each step; without it, and likewise below, the source's share."""
+    input_dropout: Fraction | None = None
+    """Variational dropout on the embedded rows."""
+    hidden_dropout: Fraction | None = None
+    """Variational dropout between recurrent layers."""
+    weight_dropout: Fraction | None = None
+    """Share of the recurrent weights dropped in each step."""
+    head_dropout: Fraction | None = None
+    """Dropout on what the head reads."""
+
+    def dropout(self, source: DropoutOptions) -> DropoutOptions:
+        """Return the source's shares with these in their place."""
+        return source.model_copy(update=self.only(DropoutChanges).model_dump(exclude_none=True))
+
+
+class TransferOptions(DropoutChanges, TrainOptions, DataOptions, RunOptions):
     """Options of `transfer`."""
 
     method: Annotated[str, name_in("headwater.transfer_methods", METHODS, AUTO)] = "finetune"
@@ -76,7 +96,7 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
             return {}
         trained = ("scratch", "init", "finetune", "multitask", "lora")
         readers = [
-            (() if self.control else TrainOptions.model_fields, trained),
+            (() if self.control else (*TrainOptions.model_fields, *DropoutChanges.model_fields), trained),
             (("control", "control_seeds"), ("init", "features", "finetune", "multitask", "lora")),
             (("head", "bss"), ("init", "finetune", "multitask", "lora")),
             (("freeze", "l2_sp", "l2_sp_head"), ("init", "finetune", "multitask")),
