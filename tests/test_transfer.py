@@ -22,7 +22,7 @@ from headwater.transfer_learning.methods import finetune
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.unfreezing import chain_thaw, probe_first
 from headwater.transfer_learning.verb import transfer
-from headwater.transfer_learning.vocabulary import remap, union_featurizer
+from headwater.transfer_learning.vocabulary import Remapping, union_featurizer
 from headwater.weights import weights_of
 
 TRAINING = {key: value for key, value in TINY.items() if key not in ("embedding_size", "hidden_size")}
@@ -46,7 +46,8 @@ def test_each_token_takes_the_best_row_that_the_source_has():
     source = featurizer("good", "Film", "film", "USA", "电", "影", "Great", "GREAT")
     rows = torch.arange(len(source.vocabulary) * 2.0).view(-1, 2)
     target = featurizer("good", "FILM", "usa", "电影", "电视", "unheard", "great")
-    made, coverage = remap(source, rows, target, ["good good FILM usa unheard", "great"])
+    remapping = Remapping(source, target)
+    made, coverage = remapping.rows(rows), remapping.coverage(["good good FILM usa unheard", "great"])
     number = source.numbers
     mean = rows[len(SPECIAL) :].mean(0)
     expected = {
@@ -76,7 +77,7 @@ def test_each_token_takes_the_best_row_that_the_source_has():
 def test_chinese_words_are_composed_and_counted():
     source = featurizer("电", "影", tokenizer="char")
     target = featurizer("电影", "影", "电视", tokenizer="jieba")
-    _, coverage = remap(source, torch.eye(6), target, ["电影", "电视", "影"])
+    coverage = Remapping(source, target).coverage(["电影", "电视", "影"])
     assert (coverage.copied, coverage.composed, coverage.new) == (1, 1, 1)
 
 

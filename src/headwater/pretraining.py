@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import torch
 
-from headwater.baselines import unigram
 from headwater.checkpoint import Checkpoint, ModelConfig
 from headwater.config import DataOptions, RunOptions
 from headwater.data.rows import LEAST_HELD_OUT
 from headwater.errors import ConfigError, DataError
 from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.features.vectors import read_vectors
-from headwater.fitting import classifier_facts, fit_task, read_splits
+from headwater.fitting import classifier_facts, fit_task, language_model_facts, read_splits
 from headwater.model import DropoutOptions, EncoderOptions, Pooling, SequenceModel
 from headwater.registry import name_in
 from headwater.stage import Outcome, Workspace, run_stage
@@ -95,9 +94,7 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     if labelled:
         facts |= classifier_facts(checkpoint, splits, workspace.device)
     else:
-        train, test = splits.train.encode(featurizer, ()), splits.test.encode(featurizer, ())
-        facts["metrics"] = {splits.test_name: task.count(model, test, 64).figures()}
-        facts["baselines"] = {"unigram": unigram(train, test, len(featurizer.vocabulary))}
+        facts |= language_model_facts(model, task, featurizer, splits)
     return Outcome(checkpoint, facts | {"method": options.task})
 
 
