@@ -8,6 +8,7 @@ from helpers import TINY, same_bits, toy_rows, write_csv
 from test_transfer import TRAINING, featurizer
 
 from headwater.checkpoint import Checkpoint
+from headwater.cli import main
 from headwater.errors import ConfigError
 from headwater.features.text import SPECIAL, TextFeaturizer
 from headwater.fitting import read_splits
@@ -147,9 +148,13 @@ def test_the_same_seed_gives_the_same_bits(texts, lm, tmp_path):
 
 
 def test_a_backward_source_stays_backward(texts, lm, tmp_path):
-    turned = TextFeaturizer(lm.featurizer.options.model_copy(update={"direction": "backward"}), lm.featurizer.vocabulary)
-    job = job_of(replace(lm, featurizer=turned, config=lm.config.model_copy(update={"featurizer": turned.options})),
-                 options(texts, tmp_path / "t"))
+    turned = TextFeaturizer(
+        lm.featurizer.options.model_copy(update={"direction": "backward"}), lm.featurizer.vocabulary
+    )
+    job = job_of(
+        replace(lm, featurizer=turned, config=lm.config.model_copy(update={"featurizer": turned.options})),
+        options(texts, tmp_path / "t"),
+    )
     assert job.featurizer.tokens("scene0 plot1") == ["plot1", "scene0"]
 
 
@@ -192,3 +197,11 @@ def test_rows_too_few_to_hold_out_are_learned_from_all_the_same(texts, lm, tmp_p
     record = StageRecord.load(tmp_path / "t")
     assert (record.metrics, record.baselines) == ({}, {})
     assert "was not measured" in record.notes[-1]
+
+
+def test_the_command_prints_the_perplexity_beside_what_it_was(texts, lm_folder, tmp_path, capsys):
+    given = ["--task", "language_modeling", "--data", str(texts / "target.csv"), "--test", str(texts / "test.csv")]
+    assert main(["transfer", str(lm_folder), *given, "--epochs", "1", "--quiet", "--out", str(tmp_path / "t")]) == 0
+    said = capsys.readouterr().out
+    for name in ("test", "before", "unigram"):
+        assert any(line.startswith(f"{name} ") and "perplexity" in line for line in said.splitlines()), name

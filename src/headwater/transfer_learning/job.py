@@ -42,6 +42,7 @@ class Job:
         carried: The weights that the model has from the source.
         part: Names the state that an interrupted run continues from, where a stage does several jobs.
         source_uses: Rows of the source task that the method has read.
+        notes: What a reader should know of what was carried over, a sentence each.
     """
 
     source: Checkpoint
@@ -55,6 +56,7 @@ class Job:
     carried: Weights
     part: str = ""
     source_uses: list[DataUse] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def task(self) -> Task:
@@ -154,11 +156,10 @@ def make_job(
     )
     torch.manual_seed(options.seed)
     model = config.build()
-    coverage: Coverage | None = None
-    carried: Weights = {}
+    job = Job(source, splits, options, workspace, config, featurizer, model, None, {})
     if not from_scratch:
-        coverage, carried = _carry_over(source, model, featurizer, splits, head=same_head and options.head != "new")
-    return Job(source, splits, options, workspace, config, featurizer, model, coverage, carried)
+        _carry_over(job, head=same_head and options.head != "new")
+    return job
 
 
 def _task(source: Checkpoint, splits: Splits, options: TransferOptions) -> dict[str, Any]:
@@ -169,18 +170,18 @@ def _task(source: Checkpoint, splits: Splits, options: TransferOptions) -> dict[
     return {"name": options.task, "labels": splits.labels, "pooling": pooling}
 
 
-def _carry_over(
-    source: Checkpoint, model: SequenceModel, featurizer: TextFeaturizer, splits: Splits, *, head: bool
-) -> tuple[Coverage, Weights]:
-    """Copy the source's weights into the model; return what it knew of the vocabulary, and the copied weights."""
-    weights = source.weights()
+def _carry_over(job: Job, *, head: bool) -> None:
+    """Copy the source's weights into the model, and note what it knew of the vocabulary."""
+    weights = job.source.weights()
     embedding = weights.pop("encoder.embedding.weight", None)
     if embedding is None:
-        raise CheckpointError(f"{source.path} has no embedding: only models of text can be transferred to text")
+        raise CheckpointError(f"{job.source.path} has no embedding: only models of text can be transferred to text")
     kept = {name: value for name, value in weights.items() if head or name.startswith("encoder.")}
-    remapping = Remapping(source.featurizer, featurizer)
+    remapping = Remapping(job.source.featurizer, job.featurizer)
     kept["encoder.embedding.weight"] = remapping.rows(embedding)
-    if head and has_decoder(source):
+    if head and has_decoder(job.source):
         kept["head.bias"] = remapping.biases(kept["head.bias"])
-    load_weights(model, kept)
-    return remapping.coverage(splits.train.texts), kept
+    load_weights(job.model, kept)
+    job.carried = kept
+    job.coverage = remapping.coverage(job.splits.train.texts)
+    job.notes += remapping.notes(job.coverage)

@@ -32,4 +32,4 @@ def check_source(source: Checkpoint, options: TransferOptions) -> None:
 
 def has_decoder(source: Checkpoint) -> bool:
     """Return whether the source predicts tokens."""
-    return source.config.task["name"] == LANGUAGE_MODELING
+    return bool(source.config.task["name"] == LANGUAGE_MODELING)

@@ -59,7 +59,7 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
         "method": options.method,
         "data": [*splits.uses(), *job.source_uses],
         "coverage": job.coverage,
-        "notes": notes + splits.notes(job.featurizer, fitted=result is not None),
+        "notes": notes + job.notes + splits.notes(job.featurizer, fitted=result is not None),
     }
     if options.control and not language and options.method != SCRATCH and len(splits.test):
         twin, note = compare_with_scratch(job)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from headwater.features.text import SPECIAL, TextFeaturizer
-from headwater.records import Coverage
+from headwater.records import COVERAGE_KINDS, Coverage
+from headwater.transfer_learning.chinese import EXTRA, simplifier
+from headwater.transfer_learning.matching import Match, Matcher, has_chinese
 
 
 def union_featurizer(source: TextFeaturizer, target: TextFeaturizer) -> TextFeaturizer:
@@ -29,25 +30,8 @@ def union_featurizer(source: TextFeaturizer, target: TextFeaturizer) -> TextFeat
     return TextFeaturizer(options, [*source.vocabulary, *new], target.tokenizer)
 
 
-@dataclass(frozen=True)
-class _Match:
-    """Where a token starts from.
-
-    Attributes:
-        kind: How it was found, a field of `Coverage`.
-        numbers: The source's tokens whose mean row it takes.
-    """
-
-    kind: str
-    numbers: tuple[int, ...]
-
-
 class Remapping:
-    """Where each token of a target starts from.
-
-    A token takes, in this order: the source's row of the same token (copied); of the same token in lower case, or
-    else in the most frequent other case (folded); the mean of its characters' rows, for Chinese words of a source that
-    knows all the characters (composed); the mean of all the source's rows (new; Howard and Ruder 2018, section 3.2).
+    """Where each token of a target starts from; see `Matcher`.
 
     Args:
         source: The source's featurizer.
@@ -56,18 +40,23 @@ class Remapping:
 
     def __init__(self, source: TextFeaturizer, target: TextFeaturizer) -> None:
         self._target = target
-        find = _Finder(source)
-        self._matches = {token: find(token) for token in target.vocabulary}
+        # The converter takes a while to load.
+        missing = (token for token in target.vocabulary if token not in source.numbers)
+        chinese = any(map(has_chinese, missing)) and any(map(has_chinese, source.vocabulary))
+        simplify = simplifier() if chinese else None
+        self._lacks_converter = chinese and simplify is None
+        match = Matcher(source, target, simplify)
+        self._matches = {token: match(token) for token in target.vocabulary}
 
     def rows(self, rows_VE: Tensor) -> Tensor:
         """Return the target's embedding (V', E) from the source's."""
         mean_E = rows_VE[len(SPECIAL) :].mean(0)
-        return torch.stack([self._mean(rows_VE, match, mean_E) for match in self._matches.values()])
+        return torch.stack([_mean(rows_VE, match, mean_E) for match in self._matches.values()])
 
     def biases(self, bias_V: Tensor) -> Tensor:
         """Return the target's biases of a softmax over the vocabulary, (V',), from the source's.
 
-        A token that is no token of the source has the mean bias: how often a whole occurs its parts don't tell.
+        A new token, and one that is made of several, has the mean bias: how often a whole occurs its parts don't tell.
         """
         mean = bias_V[len(SPECIAL) :].mean()
         matches = self._matches.values()
@@ -85,36 +74,37 @@ class Remapping:
             target_types=len(counts),
             copied=types["copied"],
             folded=types["folded"],
+            normalized=types["normalized"],
+            converted=types["converted"],
             composed=types["composed"],
+            pieced=types["pieced"],
             new=types["new"],
             types_share=1 - types["new"] / max(1, types.total()),
             tokens_share=1 - tokens["new"] / max(1, tokens.total()),
+            tokens=dict(tokens),
         )
 
-    @staticmethod
-    def _mean(rows_VE: Tensor, match: _Match, mean_E: Tensor) -> Tensor:
-        if len(match.numbers) == 1:
-            return rows_VE[match.numbers[0]]
-        return rows_VE[list(match.numbers)].mean(0) if match.numbers else mean_E
+    def notes(self, coverage: Coverage) -> list[str]:
+        """Return what a reader should know of the fall-backs, a sentence each."""
+        notes = []
+        if coverage.copied + coverage.new < coverage.target_types:
+            found = ", ".join(
+                f"{kind} {types:,} ({coverage.tokens[kind]:,})"
+                for kind in COVERAGE_KINDS
+                if (types := getattr(coverage, kind))
+            )
+            notes.append(f"What the target's types (and tokens) start from: {found}.")
+        new = sum(match.kind == "new" and has_chinese(token) for token, match in self._matches.items())
+        if new and self._lacks_converter:
+            notes.append(
+                f"{new:,} Chinese tokens are new to the source: if one of the two texts is in traditional characters "
+                f"and the other in simplified ones, pip install '{EXTRA}' and transfer again, to find them."
+            )
+        return notes
 
 
-class _Finder:
-    """Finds where a token starts from, by what a source knows."""
-
-    def __init__(self, source: TextFeaturizer) -> None:
-        self._numbers = source.numbers
-        self._folded = {token.lower(): number for token, number in reversed(source.numbers.items())}
-        self._folded |= {token: number for token, number in source.numbers.items() if token == token.lower()}
-
-    def __call__(self, token: str) -> _Match:
-        if token in self._numbers:
-            return _Match("copied", (self._numbers[token],))
-        if (number := self._folded.get(token.lower())) is not None:
-            return _Match("folded", (number,))
-        if _is_chinese(token) and all(char in self._numbers for char in token):
-            return _Match("composed", tuple(self._numbers[char] for char in token))
-        return _Match("new", ())
-
-
-def _is_chinese(token: str) -> bool:
-    return all("\u3400" <= char <= "\u9fff" for char in token)
+def _mean(rows_VE: Tensor, match: Match, mean_E: Tensor) -> Tensor:
+    """Return the row that a token starts from."""
+    if len(match.numbers) == 1:
+        return rows_VE[match.numbers[0]]
+    return rows_VE[list(match.numbers)].mean(0) if match.numbers else mean_E
