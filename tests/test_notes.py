@@ -29,6 +29,10 @@ from headwater.transfer_learning.options import TransferOptions
         (TransferOptions, {"method": "scratch", "control": True}, ["control"], "with --method init"),
         (TransferOptions, {"method": "features", "lr": 0.1, "control": True, "control_seeds": 2}, [], ""),
         (TransferOptions, {"l2_sp": 0.3, "l2_sp_head": 0.3}, [], ""),
+        (TransferOptions, {"bptt": 70, "ar": 2.0}, ["ar", "bptt"], "--task language_modeling"),
+        (TransferOptions, {"task": "language_modeling", "tar": 1.0}, ["tar"], "with --bptt"),
+        (TransferOptions, {"task": "language_modeling", "label": "x", "bss": 1}, ["bss", "label"], "classification"),
+        (TransferOptions, {"task": "language_modeling", "bptt": 70, "tar": 1.0}, [], ""),
         (TransferOptions, {"method": "features", "patience": 3}, [], ""),  # its default: nothing was expected of it
         (FederateOptions, {"delta": 1e-5, "update_clip": 1.0}, ["delta", "update-clip"], "with --epsilon only"),
         (FederateOptions, {"delta": 1e-5, "epsilon": 1.0, "aggregator": "mean"}, [], ""),

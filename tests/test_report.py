@@ -20,7 +20,7 @@ from headwater.report.svg import fit_ticks, tag
 from headwater.report.transfer import transfer_facts
 
 EVERY_SECTION = [
-    "lineage", "notes", "data", "training", "transfer", "coverage", "federated", "privacy", "personal",
+    "lineage", "notes", "data", "training", "transfer", "language", "coverage", "federated", "privacy", "personal",
     "confusion", "device", "examples", "appendix",
 ]  # fmt: skip
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -82,6 +82,19 @@ def test_headline_stands_beside_the_trivial_baselines(html):
     assert "ε 5.2" in hero
 
 
+def test_a_language_models_right_tokens_are_not_taken_for_right_rows(html, tmp_path):
+    table = Page("<p" + section(html, "language") + "</p>").text
+    for expected in ("transfer-language finetune", "88.2", "214", "601", "99.0"):
+        assert expected in table
+    assert "99.0" not in html.split("<section")[0] + section(html, "transfer")
+    assert "held-out" not in table
+    held_out = made.language_model()
+    held_out.metrics = {"valid": held_out.metrics["test"]}
+    page = page_of([held_out], tmp_path)
+    assert "held-out" in page.text
+    assert "transfer" not in page.ids
+
+
 def test_epsilon_is_not_claimed_for_an_artifact_that_was_not_private(tmp_path):
     private = made.federate("federate-private", "fedavg", 0.77, minute=33, private=True)
     public = made.federate("federate-fedavg", "fedavg", 0.83, minute=30)
@@ -106,6 +119,7 @@ def test_a_section_without_facts_is_left_out(tmp_path, lacking):
         "coverage": {"coverage": None}, "federated": {"rounds": []}, "privacy": {"privacy": None},
         "personal": {"clients": []}, "confusion": {"confusion": None}, "examples": {"examples": []},
         "device": {"sizes": {}, "latency": [], "verification": None}, "transfer": {"metrics": {}},
+        "language": {"metrics": {}},
     }[lacking]  # fmt: skip
     records = [one.model_copy(update=empty) for one in made.journey()]
     if lacking == "lineage":
@@ -287,7 +301,10 @@ def test_size_ratio_is_that_to_the_float32_checkpoint(html):
 
 def test_lineage_collapses_a_matrix_and_shows_missing_parents():
     nodes = build_nodes(made.journey())
-    assert [node.title for node in nodes if node.title.startswith("Transfer")] == [f"Transfer {fmt.TIMES} 45"]
+    assert [node.title for node in nodes if node.title.startswith("Transfer")] == [
+        f"Transfer {fmt.TIMES} 45",
+        "Transfer",
+    ]
     depth = {node.title.split(f" {fmt.TIMES}")[0]: node.depth for node in nodes}
     assert depth["Pre-training"] < depth["Transfer"] < depth["Federation"] < depth["Compression"] < depth["Export"]
     alone = build_nodes([made.export()])

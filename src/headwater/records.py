@@ -110,6 +110,10 @@ class Privacy(Record):
     note: str = ""
 
 
+COVERAGE_KINDS = ("copied", "folded", "normalized", "converted", "composed", "pieced", "new")
+"""Where a target's token starts from, the best first; what each means is said of the fields of `Coverage`."""
+
+
 class Coverage(Record):
     """How much of the target's vocabulary the source knows."""
 
@@ -118,15 +122,23 @@ class Coverage(Record):
     copied: int
     """Types found as they are."""
     folded: int
-    """Types found after a fall-back (case)."""
+    """Types found in another case."""
+    normalized: int = 0
+    """Types found in another form of the same characters (Unicode's NFKC)."""
+    converted: int = 0
+    """Types found in traditional or simplified Chinese characters."""
     composed: int
     """Types built as the mean of their characters' rows."""
+    pieced: int = 0
+    """Types built as the mean of the rows that the source's tokenizer splits them into."""
     new: int
     """Types that start from the mean row."""
     types_share: float
-    """Known types (copied, folded, composed) over all."""
+    """Known types (all but the new ones) over all."""
     tokens_share: float
     """The same, weighted by how often each occurs in the training rows."""
+    tokens: dict[str, int] = {}
+    """Running tokens of the training rows by kind; empty in records of before they were counted."""
 
 
 class Latency(Record):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headwater.config import Config, DataOptions, Fraction, RunOptions
+from headwater.errors import ConfigError
 from headwater.features.tokenizers import TOKENIZERS
 from headwater.model import DropoutOptions
 from headwater.registry import name_in
+from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.trainer import TrainOptions
 from headwater.transfer_learning import METHODS
 
@@ -36,9 +38,12 @@ class DropoutChanges(Config):
         return source.model_copy(update=self.only(DropoutChanges).model_dump(exclude_none=True))
 
 
-class TransferOptions(DropoutChanges, TrainOptions, DataOptions, RunOptions):
+class TransferOptions(DropoutChanges, LanguageModelingOptions, TrainOptions, DataOptions, RunOptions):
     """Options of `transfer`."""
 
+    task: Literal["classification", "language_modeling"] = "classification"
+    """What to learn from the target: `classification`, or `language_modeling`, which makes a language model of the
+    target's text from one of another text (Howard and Ruder 2018, section 3.2) and needs no labels."""
     method: Annotated[str, name_in("headwater.transfer_methods", METHODS, AUTO)] = "finetune"
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers),
@@ -75,7 +80,8 @@ class TransferOptions(DropoutChanges, TrainOptions, DataOptions, RunOptions):
     lora_targets: str = "weight_ih,weight_hh,embedding"
     """Matrices of the encoder that `lora` adapts: parts of their names, with commas between."""
     head: Literal["auto", "new", "source"] = "auto"
-    """Whether to keep the source's head; `auto` keeps it if the target has the same labels."""
+    """Whether to keep the source's head; `auto` keeps it if the target has the same labels, and a language model's
+    decoder."""
     control: bool = False
     """Train the same from scratch too, and tell a gain from a loss by a paired interval of the difference on the test
     rows. A journey needs it less: where `scratch` is a method in its matrix, the report compares with that."""
@@ -89,6 +95,15 @@ class TransferOptions(DropoutChanges, TrainOptions, DataOptions, RunOptions):
     """The column of the source rows' label."""
     source_weight: Annotated[float, Field(gt=0.0)] = 0.5
     """How much a source row counts beside a target row, for `multitask`."""
+
+    @model_validator(mode="after")
+    def _method_fits_task(self) -> Self:
+        if self.task == "language_modeling" and self.method in (AUTO, "features", "multitask"):
+            raise ConfigError(
+                f"method = {self.method!r} makes classifiers: for --task language_modeling give --method finetune, "
+                "init, lora or scratch"
+            )
+        return self
 
     def unread(self) -> dict[str, str]:
         """Each method reads its own options, `auto` those of all it tries; what a plug-in's reads isn't known."""
@@ -108,6 +123,11 @@ class TransferOptions(DropoutChanges, TrainOptions, DataOptions, RunOptions):
         unread |= {} if self.l2_sp else {"l2_sp_head": "with --l2-sp"}
         unread |= {} if self.control else {"control_seeds": "with --control"}
         unread |= {"weight_decay": "without --l2-sp"} if self.l2_sp and not self.control else {}
+        if self.task == "language_modeling":
+            unread |= dict.fromkeys(("label", "bss", "control", "control_seeds"), "with --task classification")
+            unread |= {} if self.bptt else dict.fromkeys(("ar", "tar"), "with --bptt")
+        else:
+            unread |= dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")
         tried = set(METHODS) - {"lora"} - (set() if self.source_data else {"multitask"})
         here = tried if self.method == AUTO else {self.method}
         return unread | {
