@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from headwater.checkpoint import Checkpoint, ModelConfig
+from headwater.data.examples import Examples
+from headwater.data.rows import read_rows
 from headwater.errors import CheckpointError, ConfigError
 from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.fitting import Splits, fit_task, with_epochs
@@ -20,6 +22,7 @@ from headwater.tasks import Task
 from headwater.trainer import ALWAYS, NEVER, FitResult, Objective, ParameterGroup, TrainOptions
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.regularization import Anchor, ShrunkClassification
+from headwater.transfer_learning.virtual_adversarial import VirtualAdversarial
 from headwater.transfer_learning.vocabulary import remap, union_featurizer
 from headwater.weights import Weights, load_weights
 
@@ -39,7 +42,7 @@ class Job:
         coverage: What the source knew of the target's vocabulary; None from scratch.
         carried: The weights that the model has from the source.
         part: Names the state that an interrupted run continues from, where a stage does several jobs.
-        source_uses: Rows of the source task that the method has read.
+        source_uses: Other rows that the method has read, such as those of the source task.
     """
 
     source: Checkpoint
@@ -86,7 +89,7 @@ class Job:
             part=self.part,
             seed=self.options.seed,
             groups=groups,
-            others=others,
+            others=[*others, *self.smoothness()],
             trained=trained,
         )
 
@@ -104,6 +107,19 @@ class Job:
             zeros = {name: torch.zeros_like(value, device=device) for name, value in new.items()}
             pulls.append(Anchor(new, zeros, self.options.l2_sp_head))
         return pulls
+
+    def smoothness(self) -> list[Objective]:
+        """Return virtual adversarial training, if it is asked for, on the target's rows and on others beside them."""
+        options = self.options
+        if not options.vat:
+            return []
+        texts = list(self.splits.train.texts)
+        if options.vat_data:
+            more = read_rows(options.vat_data, text=options.text)
+            self.source_uses.append(more.use("train"))
+            texts += more.texts
+        examples = Examples(self.featurizer.encode_all(texts))
+        return [VirtualAdversarial(self.model, examples, options, self.workspace.device)]
 
     def layer_groups(self) -> list[str]:
         """Return the parameter names' beginnings from the head down to the embedding, one a layer."""
@@ -139,6 +155,7 @@ def make_job(
         vocabulary_size=len(featurizer.vocabulary),
         dropout=source.config.dropout,
         residual_layers=source.config.residual_layers,
+        adapters=source.config.adapters,
         featurizer=featurizer.options,
         task={
             "name": "classification",
