@@ -64,7 +64,7 @@ def test_both_are_trained_for_each_seed_on_the_same_rows(data, source, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("method", "stop_at"), [("init", 5), ("init", 25), ("lora", 45), ("lora", 70)]
+    ("method", "stop_at"), [("init", 5), ("init", 25), ("lora", 45), ("lora", 70), ("adapters", 50)]
 )  # of 4 times 21
 def test_an_interrupted_control_ends_with_the_same_bits(method, stop_at, data, source, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "AUTOSAVE_SECONDS", -1.0)

@@ -217,7 +217,7 @@ def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
 
 def _contents(options: RunOptions) -> dict[str, str]:
     """Return the checksums of the files that a run begins with, by option: it can't go on with others."""
-    names = ("data", "test", "source_data", "weights", "vocabulary")
+    names = ("data", "test", "source_data", "vat_data", "weights", "vocabulary")
     given = {name: getattr(options, name, None) for name in names}
     paths = {name: resolve(str(value)) for name, value in given.items() if value}
     return {name: sha256_file(path) for name, path in paths.items() if path.is_file()}

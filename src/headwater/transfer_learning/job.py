@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from headwater.checkpoint import Checkpoint, ModelConfig
+from headwater.data.examples import Examples
+from headwater.data.rows import read_rows
 from headwater.errors import CheckpointError, ConfigError
 from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.fitting import Splits, fit_task, task_objective, with_epochs
@@ -22,6 +24,7 @@ from headwater.trainer import ALWAYS, NEVER, FitResult, Objective, ParameterGrou
 from headwater.transfer_learning.language_model import LANGUAGE_MODELING, has_decoder
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.regularization import Anchor, ShrunkClassification
+from headwater.transfer_learning.virtual_adversarial import VirtualAdversarial
 from headwater.transfer_learning.vocabulary import Remapping, union_featurizer
 from headwater.weights import Weights, load_weights
 
@@ -41,7 +44,7 @@ class Job:
         coverage: What the source knew of the target's vocabulary; None from scratch.
         carried: The weights that the model has from the source.
         part: Names the state that an interrupted run continues from, where a stage does several jobs.
-        source_uses: Rows of the source task that the method has read.
+        source_uses: Other rows that the method has read, such as those of the source task.
         notes: What a reader should know of what was carried over, a sentence each.
     """
 
@@ -93,7 +96,7 @@ class Job:
             part=self.part,
             seed=self.options.seed,
             groups=groups,
-            others=others,
+            others=[*others, *self.smoothness()],
             trained=trained,
         )
 
@@ -111,6 +114,19 @@ class Job:
             zeros = {name: torch.zeros_like(value, device=device) for name, value in new.items()}
             pulls.append(Anchor(new, zeros, self.options.l2_sp_head))
         return pulls
+
+    def smoothness(self) -> list[Objective]:
+        """Return virtual adversarial training, if it is asked for, on the target's rows and on others beside them."""
+        options = self.options
+        if not options.vat:
+            return []
+        texts = list(self.splits.train.texts)
+        if options.vat_data:
+            more = read_rows(options.vat_data, text=options.text)
+            self.source_uses.append(more.use("train"))
+            texts += more.texts
+        examples = Examples(self.featurizer.encode_all(texts))
+        return [VirtualAdversarial(self.model, examples, options, self.workspace.device)]
 
     def layer_groups(self) -> list[str]:
         """Return the parameter names' beginnings from the head down to the embedding, one a layer.
@@ -151,6 +167,7 @@ def make_job(
         vocabulary_size=len(featurizer.vocabulary),
         dropout=options.dropout(source.config.dropout),
         residual_layers=source.config.residual_layers,
+        adapters=source.config.adapters,
         featurizer=featurizer.options,
         task=_task(source, splits, options),
     )

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from headwater.config import Config, DataOptions, Fraction, RunOptions
 from headwater.errors import ConfigError
 from headwater.features.tokenizers import TOKENIZERS
-from headwater.model import DropoutOptions
+from headwater.model import MOST_UNITS, DropoutOptions
 from headwater.registry import name_in
 from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.trainer import TrainOptions
@@ -17,6 +17,7 @@ from headwater.transfer_learning import METHODS
 
 AUTO, SCRATCH = "auto", "scratch"
 Freeze = Literal["none", "embedding", "encoder"]
+_VAT = ("vat", "vat_radius", "vat_data")
 
 
 class DropoutChanges(Config):
@@ -47,8 +48,9 @@ class TransferOptions(DropoutChanges, LanguageModelingOptions, TrainOptions, Dat
     method: Annotated[str, name_in("headwater.transfer_methods", METHODS, AUTO)] = "finetune"
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers),
-    `multitask` (learn the source's task beside the target's) or `lora` (the head, and low-rank adapters on frozen
-    matrices); `auto` tries the others but `lora` in short runs and takes the best on the held-out rows."""
+    `multitask` (learn the source's task beside the target's), `lora` (the head, and low-rank adapters on frozen
+    matrices) or `adapters` (the head, and bottlenecks behind frozen layers); `auto` tries the others but these two in
+    short runs and takes the best on the held-out rows."""
     tokenizer: Annotated[str, name_in("headwater.tokenizers", TOKENIZERS, "source")] = "source"
     """How the target's text is split: `word`, `char`, `char_space`, `bpe` or `jieba`; `source` splits as the source
     does."""
@@ -79,6 +81,17 @@ class TransferOptions(DropoutChanges, LanguageModelingOptions, TrainOptions, Dat
     """The adapters of `lora` count this / `--rank`."""
     lora_targets: str = "weight_ih,weight_hh,embedding"
     """Matrices of the encoder that `lora` adapts: parts of their names, with commas between."""
+    bottleneck: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 16
+    """Units of each bottleneck of `adapters` (Houlsby et al. 2019)."""
+    adapter_layers: str = "all"
+    """Layers that `adapters` puts a bottleneck behind: their numbers, from 1, with commas between; or `all`."""
+    vat: Annotated[float, Field(ge=0.0)] = 0.0
+    """Virtual adversarial training: this times the divergence of the predictions where the embedded tokens move in the
+    direction that changes them most (Miyato et al. 2016, who take 1); 0 is without."""
+    vat_radius: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 5.0
+    """How far all tokens of a row move together, in standard deviations of the embedding's numbers."""
+    vat_data: str | None = None
+    """More rows for `--vat`, which needs no labels: a file with a column named as `--text`, or `card:NAME/SPLIT`."""
     head: Literal["auto", "new", "source"] = "auto"
     """Whether to keep the source's head; `auto` keeps it if the target has the same labels, and a language model's
     decoder."""
@@ -109,18 +122,20 @@ class TransferOptions(DropoutChanges, LanguageModelingOptions, TrainOptions, Dat
         """Each method reads its own options, `auto` those of all it tries; what a plug-in's reads isn't known."""
         if self.method not in (*METHODS, AUTO):
             return {}
-        trained = ("scratch", "init", "finetune", "multitask", "lora")
+        trained = ("scratch", "init", "finetune", "multitask", "lora", "adapters")
         readers = [
-            (() if self.control else (*TrainOptions.model_fields, *DropoutChanges.model_fields), trained),
-            (("control", "control_seeds"), ("init", "features", "finetune", "multitask", "lora")),
-            (("head", "bss"), ("init", "finetune", "multitask", "lora")),
+            (() if self.control else (*TrainOptions.model_fields, *DropoutChanges.model_fields, *_VAT), trained),
+            (("control", "control_seeds"), ("init", "features", "finetune", "multitask", "lora", "adapters")),
+            (("head", "bss"), ("init", "finetune", "multitask", "lora", "adapters")),
             (("freeze", "l2_sp", "l2_sp_head"), ("init", "finetune", "multitask")),
             (("unfreeze", "probe_share", "lr_decay"), ("finetune",)),
             (("rank", "lora_alpha", "lora_targets"), ("lora",)),
+            (("bottleneck", "adapter_layers"), ("adapters",)),
             (("source_data", "source_text", "source_label", "source_weight"), ("multitask",)),
         ]
         unread = {} if self.unfreeze == "probe_first" else {"probe_share": "with --unfreeze probe_first"}
         unread |= {} if self.l2_sp else {"l2_sp_head": "with --l2-sp"}
+        unread |= {} if self.vat else dict.fromkeys(_VAT[1:], "with --vat")
         unread |= {} if self.control else {"control_seeds": "with --control"}
         unread |= {"weight_decay": "without --l2-sp"} if self.l2_sp and not self.control else {}
         if self.task == "language_modeling":
@@ -128,7 +143,7 @@ class TransferOptions(DropoutChanges, LanguageModelingOptions, TrainOptions, Dat
             unread |= {} if self.bptt else dict.fromkeys(("ar", "tar"), "with --bptt")
         else:
             unread |= dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")
-        tried = set(METHODS) - {"lora"} - (set() if self.source_data else {"multitask"})
+        tried = set(METHODS) - {"lora", "adapters"} - (set() if self.source_data else {"multitask"})
         here = tried if self.method == AUTO else {self.method}
         return unread | {
             name: f"with --method {' or '.join(methods)}"
