@@ -29,6 +29,11 @@ from headwater.transfer_learning.options import TransferOptions
         (TransferOptions, {"method": "scratch", "control": True}, ["control"], "with --method init"),
         (TransferOptions, {"method": "features", "lr": 0.1, "control": True, "control_seeds": 2}, [], ""),
         (TransferOptions, {"l2_sp": 0.3, "l2_sp_head": 0.3}, [], ""),
+        (TransferOptions, {"lm_data": "x", "lm_text": "y"}, ["lm-data", "lm-text"], "with --lm-weight"),
+        (TransferOptions, {"lm_weight": 1, "lm_text": "y", "balance": "pcgrad"}, ["lm-text"], "with --lm-data"),
+        (TransferOptions, {"method": "init", "balance": "pcgrad"}, ["balance"], "with --method multitask"),
+        (TransferOptions, {"method": "features", "lm_weight": 1}, ["lm-weight"], "init or finetune or multitask"),
+        (TransferOptions, {"lm_weight": 1, "gradnorm_alpha": 1}, ["gradnorm-alpha"], "with --balance gradnorm"),
         (TransferOptions, {"method": "features", "patience": 3}, [], ""),  # its default: nothing was expected of it
         (FederateOptions, {"delta": 1e-5, "update_clip": 1.0}, ["delta", "update-clip"], "with --epsilon only"),
         (FederateOptions, {"delta": 1e-5, "epsilon": 1.0, "aggregator": "mean"}, [], ""),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class Job:
         coverage: What the source knew of the target's vocabulary; None from scratch.
         carried: The weights that the model has from the source.
         part: Names the state that an interrupted run continues from, where a stage does several jobs.
-        source_uses: Rows of the source task that the method has read.
+        source_uses: Rows beside the target's that the method has read.
     """
 
     source: Checkpoint
@@ -71,6 +71,7 @@ class Job:
         groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
         others: Sequence[Objective] = (),
         trained: nn.Module | None = None,
+        together: Callable[[Objective], Sequence[Objective]] = lambda own: [own],
     ) -> FitResult:
         """Fit the model to the target's rows; a pull to the source takes the place of the one to zero."""
         options = self.options.only(TrainOptions)
@@ -88,6 +89,7 @@ class Job:
             groups=groups,
             others=others,
             trained=trained,
+            together=together,
         )
 
     def anchors(self) -> list[Objective]:

@@ -12,6 +12,7 @@ from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.choice import choose_method
 from headwater.transfer_learning.control import compare_with_scratch, evaluate
 from headwater.transfer_learning.job import Job, make_job
+from headwater.transfer_learning.multitask import check_tasks
 from headwater.transfer_learning.options import AUTO, SCRATCH, TransferOptions
 
 
@@ -29,6 +30,7 @@ def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
 
 
 def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) -> Outcome:
+    check_tasks(source, options)
     splits = read_splits(options, options.seed)
     notes = []
     if options.method == AUTO:
