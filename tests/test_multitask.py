@@ -251,7 +251,7 @@ WAYS = [(balance, {}) for balance in sorted(BALANCERS)] + [("uncertainty", {"tas
 @pytest.mark.parametrize(("balance", "more"), WAYS)
 def test_an_interrupted_run_ends_with_the_same_bits_and_weights(balance, more, data, one_way, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "AUTOSAVE_SECONDS", -1.0)
-    given = {"balance": balance, "lm_weight": 0.1, "lr": "auto" if balance == "gradnorm" else 0.02, **more}
+    given = {"balance": balance, "lm_weight": 0.1, **more}
     whole = transfer(one_way, several(data, tmp_path / "whole", **given))
     step = trainer._Run.train_step
 

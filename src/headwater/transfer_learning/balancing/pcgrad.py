@@ -58,7 +58,7 @@ class PCGrad(Balancer, Objective):
         self._seen += torch.tensor(conflicts(products_TT))
         counts_T = surgery(products_TT, np.random.default_rng([self.seed, _ORDERS, step]))
         whole_P = (torch.from_numpy(counts_T).to(gradients_TP).unsqueeze(1) * gradients_TP).sum(0)
-        parts = whole_P.split([value.numel() for value in gradients[0]])
+        parts = torch.split(whole_P, [value.numel() for value in gradients[0]])
         return [part.view_as(value) for part, value in zip(parts, gradients[0], strict=True)]
 
     def notes(self, names: Sequence[str]) -> list[str]:
