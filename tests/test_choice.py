@@ -36,7 +36,7 @@ def test_accuracy_decides_and_loss_between_equals(best, data, source, tmp_path, 
         return {"accuracy": 0.9 if options.method in (best, "finetune") else 0.8, "loss": float(options.method != best)}
 
     monkeypatch.setattr(choice, "_figures", figures)
-    _, record, why = auto(source, data, tmp_path / "t", source_data=None, epochs=1)
+    _, record, why = auto(source, data, tmp_path / "t", source_data=(), epochs=1)
     assert record.method == best
     assert "multitask" not in why
     assert (record.coverage is None) == (best == "scratch")
@@ -50,6 +50,6 @@ def test_few_rows_are_not_compared_by(data, source, tmp_path):
 
 
 def test_what_auto_does_not_read_is_said_and_rows_that_chose_flatter(data, source, tmp_path):
-    _, record, _ = auto(source, data, tmp_path / "t", epochs=1, rank=3, source_data=None, source_text="x", test=None)
+    _, record, _ = auto(source, data, tmp_path / "t", epochs=1, rank=3, source_data=(), source_text="x", test=None)
     assert {note.split()[0] for note in record.notes if "was ignored" in note} == {"--rank", "--source-text"}
     assert any("The held-out rows have chosen the method too" in note for note in record.notes)

@@ -43,6 +43,11 @@ from headwater.transfer_learning.options import TransferOptions
         (TransferOptions, {"task": "language_modeling", "tar": 1.0}, ["tar"], "with --bptt"),
         (TransferOptions, {"task": "language_modeling", "label": "x", "bss": 1}, ["bss", "label"], "classification"),
         (TransferOptions, {"task": "language_modeling", "bptt": 70, "tar": 1.0}, [], ""),
+        (TransferOptions, {"lm_data": "x", "lm_text": "y"}, ["lm-data", "lm-text"], "with --lm-weight"),
+        (TransferOptions, {"lm_weight": 1, "lm_text": "y", "balance": "pcgrad"}, ["lm-text"], "with --lm-data"),
+        (TransferOptions, {"method": "init", "balance": "pcgrad"}, ["balance"], "with --method multitask"),
+        (TransferOptions, {"method": "features", "lm_weight": 1}, ["lm-weight"], "init or finetune or multitask"),
+        (TransferOptions, {"lm_weight": 1, "gradnorm_alpha": 1}, ["gradnorm-alpha"], "with --balance gradnorm"),
         (TransferOptions, {"method": "features", "patience": 3}, [], ""),  # its default: nothing was expected of it
         (FederateOptions, {"delta": 1e-5, "update_clip": 1.0}, ["delta", "update-clip"], "with --epsilon only"),
         (FederateOptions, {"delta": 1e-5, "epsilon": 1.0, "aggregator": "mean"}, [], ""),

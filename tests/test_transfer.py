@@ -173,7 +173,7 @@ def test_the_sources_head_needs_the_sources_labels(data, source, tmp_path):
 
 def test_multitask_needs_the_sources_rows(data, source, tmp_path):
     with pytest.raises(ConfigError, match="--source-data"):
-        transfer(source, options(data, tmp_path / "t", method="multitask", source_data=None))
+        transfer(source, options(data, tmp_path / "t", method="multitask", source_data=()))
 
 
 def test_multitask_learns_the_sources_task_too(data, source, tmp_path):

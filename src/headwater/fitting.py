@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,10 +107,12 @@ def fit_task(
     groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
     others: Sequence[Objective] = (),
     trained: torch.nn.Module | None = None,
+    together: Callable[[Objective], Sequence[Objective]] = lambda own: [own],
 ) -> FitResult:
     """Fit a model to its task's rows (and other objectives), choosing the epoch by the held-out rows.
 
-    Several fits of one stage need a `part` each, the name of the state that an interrupted one continues from.
+    Several fits of one stage need a `part` each, the name of the state that an interrupted one continues from. What is
+    learned of the task's own rows is put `together` with what goes beside it; by default it stays as it is.
     """
     (trained or model).to(workspace.device)
     examples = splits.train.encode(featurizer, splits.labels)
@@ -125,7 +127,7 @@ def fit_task(
 
     return fit(
         model,
-        [main, *others],
+        [*together(main), *others],
         evaluate,
         options if held is not None else options.model_copy(update={"patience": 0}),
         best_by=task.best if held is not None else None,

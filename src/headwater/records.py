@@ -38,7 +38,7 @@ class Parent(Record):
 class DataUse(Record):
     """One file of rows that a stage read."""
 
-    role: Literal["train", "valid", "test", "source"]
+    role: Literal["train", "valid", "test", "source", "unlabelled"]
     path: str
     sha256: str
     """Of the bytes of the file as it was read."""

@@ -89,11 +89,13 @@ class ParameterGroup:
         prefixes: Parameter names begin with one of these.
         lr_factor: Times the peak learning rate.
         epochs: Those in which they learn, counted from 0; in the others they are frozen.
+        decays: Whether weight decay pulls them to zero.
     """
 
     prefixes: tuple[str, ...]
     lr_factor: float = 1.0
     epochs: Container[int] = ALWAYS
+    decays: bool = True
 
 
 class Objective(Protocol):
@@ -102,7 +104,10 @@ class Objective(Protocol):
     steps_per_epoch: int
 
     def losses(self, step: int, share: Share) -> Iterator[Tensor]:
-        """Yield what adds up, over all shares, to the loss of a step; each is asked for when the last one is done."""
+        """Yield what adds up, over all shares, to the loss of a step.
+
+        Each is asked for when the parameters hold the gradient of the last one.
+        """
 
     def lr_factor(self, step: int) -> float:
         """Return the share of the learning rate that a step takes; the first of several objectives says it."""
@@ -403,11 +408,14 @@ def make_optimizer(
         if not parameters:
             known = ", ".join(name for name, _ in trained.named_parameters())
             raise ConfigError(f"the group {group.prefixes} fits no parameter; there are: {known}")
-    settings = [{"params": parameters, "lr": lr} for parameters in taken]
+    settings = [
+        {"params": parameters, "lr": lr, "weight_decay": options.weight_decay if group.decays else 0.0}
+        for group, parameters in zip(groups, taken, strict=True)
+    ]
     if options.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=lr, momentum=0.9, weight_decay=options.weight_decay)
+        return torch.optim.SGD(settings, lr=lr, momentum=0.9)
     # The fused kernel makes one pass over large embeddings where the default makes ten.
-    return torch.optim.AdamW(settings, lr=lr, weight_decay=options.weight_decay, fused=True)
+    return torch.optim.AdamW(settings, lr=lr, fused=True)
 
 
 def _find_lr(

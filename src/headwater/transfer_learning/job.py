@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,7 @@ class Job:
         coverage: What the source knew of the target's vocabulary; None from scratch.
         carried: The weights that the model has from the source.
         part: Names the state that an interrupted run continues from, where a stage does several jobs.
-        source_uses: Other rows that the method has read, such as those of the source task.
+        source_uses: Rows beside the target's that the method has read.
         notes: What a reader should know of what was carried over, a sentence each.
     """
 
@@ -81,6 +81,7 @@ class Job:
         groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
         others: Sequence[Objective] = (),
         trained: nn.Module | None = None,
+        together: Callable[[Objective], Sequence[Objective]] = lambda own: [own],
     ) -> FitResult:
         """Fit the model to the target's rows; a pull to the source takes the place of the one to zero."""
         options = self.options.only(TrainOptions)
@@ -98,6 +99,7 @@ class Job:
             groups=groups,
             others=[*others, *self.smoothness()],
             trained=trained,
+            together=together,
         )
 
     def anchors(self) -> list[Objective]:

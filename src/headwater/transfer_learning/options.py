@@ -10,10 +10,12 @@ from headwater.config import Config, DataOptions, Fraction, RunOptions
 from headwater.errors import ConfigError
 from headwater.features.tokenizers import TOKENIZERS
 from headwater.model import MOST_UNITS, DropoutOptions
-from headwater.registry import name_in
+from headwater.registry import lookup, name_in
 from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.trainer import TrainOptions
 from headwater.transfer_learning import METHODS
+from headwater.transfer_learning.balancing import BALANCERS
+from headwater.transfer_learning.task_options import TaskOptions
 
 AUTO, SCRATCH = "auto", "scratch"
 Freeze = Literal["none", "embedding", "encoder"]
@@ -39,7 +41,7 @@ class DropoutChanges(Config):
         return source.model_copy(update=self.only(DropoutChanges).model_dump(exclude_none=True))
 
 
-class TransferOptions(DropoutChanges, LanguageModelingOptions, TrainOptions, DataOptions, RunOptions):
+class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, TrainOptions, DataOptions, RunOptions):
     """Options of `transfer`."""
 
     task: Literal["classification", "language_modeling"] = "classification"
@@ -48,9 +50,9 @@ class TransferOptions(DropoutChanges, LanguageModelingOptions, TrainOptions, Dat
     method: Annotated[str, name_in("headwater.transfer_methods", METHODS, AUTO)] = "finetune"
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers),
-    `multitask` (learn the source's task beside the target's), `lora` (the head, and low-rank adapters on frozen
-    matrices) or `adapters` (the head, and bottlenecks behind frozen layers); `auto` tries the others but these two in
-    short runs and takes the best on the held-out rows."""
+    `multitask` (learn other tasks beside the target's), `lora` (the head, and low-rank adapters on frozen matrices) or
+    `adapters` (the head, and bottlenecks behind frozen layers); `auto` tries the others but these two in short runs and
+    takes the best on the held-out rows."""
     tokenizer: Annotated[str, name_in("headwater.tokenizers", TOKENIZERS, "source")] = "source"
     """How the target's text is split: `word`, `char`, `char_space`, `bpe` or `jieba`; `source` splits as the source
     does."""
@@ -100,14 +102,6 @@ class TransferOptions(DropoutChanges, LanguageModelingOptions, TrainOptions, Dat
     rows. A journey needs it less: where `scratch` is a method in its matrix, the report compares with that."""
     control_seeds: Annotated[int, Field(ge=1)] = 1
     """Seeds for which `--control` trains both, counted up from `--seed`."""
-    source_data: str | None = None
-    """Rows of the source task, for `multitask`."""
-    source_text: str = "text"
-    """The column of the source rows' text."""
-    source_label: str = "label"
-    """The column of the source rows' label."""
-    source_weight: Annotated[float, Field(gt=0.0)] = 0.5
-    """How much a source row counts beside a target row, for `multitask`."""
 
     @model_validator(mode="after")
     def _method_fits_task(self) -> Self:
@@ -132,11 +126,19 @@ class TransferOptions(DropoutChanges, LanguageModelingOptions, TrainOptions, Dat
             (("rank", "lora_alpha", "lora_targets"), ("lora",)),
             (("bottleneck", "adapter_layers"), ("adapters",)),
             (("source_data", "source_text", "source_label", "source_weight"), ("multitask",)),
+            (("lm_weight", "lm_data", "lm_text"), ("init", "finetune", "multitask")),
+            (
+                ("balance", "gradnorm_alpha", "task_temperature"),
+                ("init", "finetune", "multitask") if self.lm_weight else ("multitask",),
+            ),
         ]
         unread = {} if self.unfreeze == "probe_first" else {"probe_share": "with --unfreeze probe_first"}
         unread |= {} if self.l2_sp else {"l2_sp_head": "with --l2-sp"}
         unread |= {} if self.vat else dict.fromkeys(_VAT[1:], "with --vat")
         unread |= {} if self.control else {"control_seeds": "with --control"}
+        unread |= {} if self.lm_data else {"lm_text": "with --lm-data"}
+        unread |= {} if self.lm_weight else dict.fromkeys(("lm_data", "lm_text"), "with --lm-weight")
+        unread |= {} if self.balance == "gradnorm" else {"gradnorm_alpha": "with --balance gradnorm"}
         unread |= {"weight_decay": "without --l2-sp"} if self.l2_sp and not self.control else {}
         if self.task == "language_modeling":
             unread |= dict.fromkeys(("label", "bss", "control", "control_seeds"), "with --task classification")
@@ -151,3 +153,16 @@ class TransferOptions(DropoutChanges, LanguageModelingOptions, TrainOptions, Dat
             for name in names
             if not here & set(methods)
         }
+
+    @model_validator(mode="after")
+    def _whole_gradients(self) -> Self:
+        whole = self.processes == 1 and not self.task_temperature
+        if whole or "balance" in self.unread():
+            return self
+        if lookup("headwater.balancers", BALANCERS, self.balance).whole_gradients:
+            raise ConfigError(
+                f"balance = {self.balance!r} compares all tasks' gradients in each step: of several processes each has "
+                "a part of them, and with a temperature a step has one task; leave --processes at 1, not "
+                f"{self.processes}, and --task-temperature at 0, not {self.task_temperature:g}"
+            )
+        return self

@@ -13,6 +13,7 @@ from headwater.transfer_learning.choice import choose_method
 from headwater.transfer_learning.control import compare_with_scratch, evaluate
 from headwater.transfer_learning.job import Job, make_job
 from headwater.transfer_learning.language_model import LANGUAGE_MODELING, check_source
+from headwater.transfer_learning.multitask import check_tasks
 from headwater.transfer_learning.options import AUTO, SCRATCH, TransferOptions
 
 
@@ -36,6 +37,7 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
     language = options.task == LANGUAGE_MODELING
     if language:
         check_source(source, options)
+    check_tasks(source, options)
     splits = read_splits(options, options.seed, labelled=not language)
     notes = []
     if options.method == AUTO:
