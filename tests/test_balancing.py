@@ -228,6 +228,15 @@ def test_a_weight_stays_above_zero_whatever_the_size_of_the_gradients():
     assert sum(method.weights()) == pytest.approx(2.0)
 
 
+def test_tasks_without_a_loss_leave_the_weights_alone():
+    encoder = Toy()
+    tasks = [Regression(encoder, seed, scale=0.0) for seed in (1, 2)]
+    method = balancer("gradnorm", encoder, [1.0, 0.5])
+    for step in range(2):
+        step_of(method.objectives(tasks), list(encoder.parameters()), step)
+    assert method.weights() == pytest.approx([4 / 3, 2 / 3])
+
+
 def test_the_rate_finder_leaves_nothing_behind():
     encoder = Toy()
     tasks = [Regression(encoder, seed, scale=seed) for seed in (1, 2, 3)]

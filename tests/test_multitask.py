@@ -307,6 +307,19 @@ def test_tasks_are_balanced_in_bfloat16(balance, data, one_way, tmp_path):
     assert 0 < apart < 0.1
 
 
+@pytest.mark.parametrize("balance", sorted(BALANCERS))
+def test_what_is_frozen_keeps_its_bits_and_the_rest_learns_whatever_the_balance(balance, data, one_way, tmp_path):
+    for freeze in ("encoder", "embedding"):
+        given = {"balance": balance, "lm_weight": 0.1, "l2_sp": 0.1, "freeze": freeze, "epochs": 1}
+        made = transfer(one_way, several(data, tmp_path / freeze, **given)).tensors
+        before = one_way.weights()
+        embedding, layer = "encoder.embedding.weight", "encoder.stack.layers.0.fwd.weight_hh"
+        assert torch.equal(made[embedding][: len(before[embedding])], before[embedding])
+        assert torch.equal(made[layer], before[layer]) == (freeze == "encoder")
+    if balance == "pcgrad":
+        assert any("0.0% of 0 pairs" in note for note in StageRecord.load(tmp_path / "encoder").notes)
+
+
 # Options
 
 

@@ -156,13 +156,14 @@ class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, Trai
 
     @model_validator(mode="after")
     def _whole_gradients(self) -> Self:
-        whole = self.processes == 1 and not self.task_temperature
-        if whole or "balance" in self.unread():
-            return self
-        if lookup("headwater.balancers", BALANCERS, self.balance).whole_gradients:
-            raise ConfigError(
-                f"balance = {self.balance!r} compares all tasks' gradients in each step: of several processes each has "
-                "a part of them, and with a temperature a step has one task; leave --processes at 1, not "
-                f"{self.processes}, and --task-temperature at 0, not {self.task_temperature:g}"
+        if self.processes != 1:
+            why = f"with processes = {self.processes} each has a part of them: leave --processes at 1"
+        elif self.task_temperature:
+            why = (
+                f"with task_temperature = {self.task_temperature:g} a step has one task: leave --task-temperature at 0"
             )
+        else:
+            return self
+        if "balance" not in self.unread() and lookup("headwater.balancers", BALANCERS, self.balance).whole_gradients:
+            raise ConfigError(f"balance = {self.balance!r} compares the gradients of all tasks in each step, but {why}")
         return self

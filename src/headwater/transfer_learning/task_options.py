@@ -16,16 +16,16 @@ class TaskOptions(Config):
     """Tasks that are learned beside the target's, on the same encoder."""
 
     source_data: Several[str] = ()
-    """Rows of a task that `multitask` learns beside the target's, its source's for one; a file for each task."""
+    """Rows of another task that `multitask` learns beside the target's, such as the source's; repeated for several."""
     source_text: Several[str] = ("text",)
-    """The column of the source rows' text: of all files, or given for each."""
+    """The column of the source rows' text: given once for all files, or once for each."""
     source_label: Several[str] = ("label",)
     """The column of the source rows' label: likewise."""
     source_weight: Several[Annotated[float, Field(gt=0.0)]] = (0.5,)
     """How much a source row counts beside a target row: likewise."""
     lm_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """`init`, `finetune` and `multitask` predict each next token of unlabelled text too, and that loss counts this
-    (Chronopoulou et al. 2019, arXiv:1902.10547; 0.1 is a beginning). It needs an encoder of one direction; 0 is
+    (Chronopoulou et al. 2019, arXiv:1902.10547, without their decay). It needs an encoder of one direction; 0 is
     without."""
     lm_data: str | None = None
     """Rows of that text, of the target, of the source or of both; without it the training rows'."""

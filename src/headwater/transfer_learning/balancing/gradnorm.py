@@ -26,7 +26,7 @@ from headwater.transfer_learning.task_options import TaskOptions
 _RATE = 0.025
 """The learning rate of the weights."""
 _LEAST = 1e-3
-"""Of a weight or of a first loss. The paper's step could turn a weight negative, and the task's learning round."""
+"""Of a weight, as a step of the paper could make it negative and its task unlearn; of a first loss and of its rest."""
 
 
 class GradNorm(Balancer, Objective):
@@ -61,7 +61,7 @@ class GradNorm(Balancer, Objective):
     def _update(self, step: int, losses_T: Tensor, norms_T: Tensor) -> None:
         if step == 0:
             self._first_T.copy_(losses_T.clamp(min=_LEAST))
-        rates_T = losses_T / self._first_T
+        rates_T = (losses_T / self._first_T).clamp(min=_LEAST)
         goals_T = norms_T.mean() * (rates_T / rates_T.mean()) ** self.options.gradnorm_alpha
         # G_k is w_k times what doesn't depend on w_k: the slope of |G_k - goal_k| is that, or its negative.
         slopes_T = (norms_T - goals_T).sign() * norms_T / self._weights_T
