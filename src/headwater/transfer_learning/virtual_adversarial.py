@@ -67,7 +67,7 @@ class VirtualAdversarial(Objective):
         """Return the mean divergence between a batch's predictions and those for the perturbed tokens, in nats."""
         model, lengths_B = self._model, batch.lengths_B
         x_BTE = model.encoder.embed(batch.tokens_BT)
-        still_BTE, spread_E = x_BTE.detach(), self._spread()
+        still_BTE = x_BTE.detach()
         valid_BT = torch.arange(x_BTE.shape[1], device=self._device) < lengths_B.unsqueeze(1)
         random_BTE = torch.randn_like(still_BTE) * valid_BT.unsqueeze(2)
 
@@ -77,6 +77,7 @@ class VirtualAdversarial(Objective):
             return logits_BK.log_softmax(1, dtype=torch.promote_types(logits_BK.dtype, torch.float32))
 
         with _searching(model, self._device):
+            spread_E = self._spread()
             with _rewound(self._device):
                 before_BK = predict(still_BTE)
             with _rewound(self._device):
