@@ -15,7 +15,12 @@ from headwater.transfer_learning.options import TransferOptions
     ("options", "given", "ignored", "when"),
     [
         (TransferOptions, {"method": "features", "freeze": "encoder"}, ["freeze"], "init or finetune or multitask"),
-        (TransferOptions, {"method": "features", "lr": 0.1, "patience": 1}, ["lr", "patience"], "scratch or init"),
+        (
+            TransferOptions,
+            {"method": "features", "lr": 0.1, "patience": 1, "control": False},
+            ["lr", "patience"],
+            "scratch or init",
+        ),
         (TransferOptions, {"method": "scratch", "head": "source"}, ["head"], "init or finetune or multitask"),
         (TransferOptions, {"method": "init", "source_data": "x", "lr_decay": 2}, ["lr-decay", "source-data"], ""),
         (TransferOptions, {"method": "finetune", "freeze": "embedding", "lr": 0.1, "unfreeze": "at_once"}, [], ""),
@@ -25,9 +30,10 @@ from headwater.transfer_learning.options import TransferOptions
         (TransferOptions, {"method": "scratch", "l2_sp": 0.3, "bss": 0.1}, ["bss", "l2-sp"], "with --method init"),
         (TransferOptions, {"rank": 2, "lora_targets": "x"}, ["lora-targets", "rank"], "with --method lora"),
         (TransferOptions, {"method": "lora", "rank": 2, "bss": 1, "l2_sp": 1}, ["l2-sp"], "with --method init"),
-        (TransferOptions, {"control_seeds": 2}, ["control-seeds"], "with --control"),
-        (TransferOptions, {"method": "scratch", "control": True}, ["control"], "with --method init"),
-        (TransferOptions, {"method": "features", "lr": 0.1, "control": True, "control_seeds": 2}, [], ""),
+        (TransferOptions, {"control_seeds": 2, "control": False}, ["control-seeds"], "with --control"),
+        (TransferOptions, {"method": "scratch", "control_seeds": 2}, ["control-seeds"], "with --method init"),
+        (TransferOptions, {"method": "scratch", "control": False}, [], ""),  # a journey says so for all its methods
+        (TransferOptions, {"method": "features", "lr": 0.1, "control_seeds": 2}, [], ""),  # the twin reads the rate
         (TransferOptions, {"l2_sp": 0.3, "l2_sp_head": 0.3}, [], ""),
         (TransferOptions, {"method": "features", "patience": 3}, [], ""),  # its default: nothing was expected of it
         (FederateOptions, {"delta": 1e-5, "update_clip": 1.0}, ["delta", "update-clip"], "with --epsilon only"),
