@@ -12,6 +12,7 @@ from headwater.cli import main
 from headwater.errors import ConfigError
 from headwater.pretraining import PretrainOptions, pretrain
 from headwater.records import StageRecord
+from headwater.transfer_learning import verb
 from headwater.transfer_learning.fine_tuning import FineTuneOptions, command, plan
 from headwater.transfer_learning.options import TransferOptions
 
@@ -36,7 +37,7 @@ def small(tmp_path):
     return write_csv(tmp_path / "small.csv", toy_rows(45, seed=8, labels=("bad", "fair", "good")))
 
 
-def test_one_call_is_the_commands_that_it_shows(data, source_folder, small, tmp_path, capsys):
+def test_one_call_is_the_commands_that_it_shows(data, source_folder, small, tmp_path, capsys, monkeypatch):
     test, out = str(data / "three_test.csv"), tmp_path / "made"
     assert main(["fine-tune", str(source_folder), "--data", small, "--test", test, "--out", str(out)]) == 0
     said = capsys.readouterr()
@@ -47,14 +48,17 @@ def test_one_call_is_the_commands_that_it_shows(data, source_folder, small, tmp_
     assert "over the linear baseline" in last
     assert sum(" of 6: " in line for line in said.err.splitlines()) == 6
 
-    step = shown(said.err, "step 1 of 1: ")
-    assert main(moved(step, tmp_path / "step")) == 0
-    by_hand = StageRecord.load(tmp_path / "step")
-    assert (by_hand.identity, by_hand.gain) == (record.identity, record.gain)
-    assert by_hand.config | {"out": "", "quiet": False} == record.config | {"out": "", "quiet": False}
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "transfer", lambda checkpoint, given: asked.append((checkpoint.identity, given)))
+        assert main(shown(said.err, "step 1 of 1: ")) == 0
+    ((start, given),) = asked
+    assert start == record.parents[0].identity
+    assert given.model_dump(mode="json", exclude={"resume", "quiet"}) == record.config
 
     alone = shown(said.err, "the same model without trials and twins: ")
-    assert {"--no-control", "finetune"} <= set(alone)
+    assert "--no-control" in alone
+    assert "auto" not in alone[alone.index("--data") : alone.index("--lr")]
     assert main(moved(alone, tmp_path / "alone")) == 0
     assert StageRecord.load(tmp_path / "alone").identity == record.identity
     assert StageRecord.load(tmp_path / "alone").gain is None

@@ -372,7 +372,7 @@ def test_the_learning_rate_finders_curve_is_drawn_over_decades_with_the_rate_tha
     assert all(f">{tick}<" in drawn for tick in ("10⁻⁵", "0.0001", "0.001", "0.01", "0.1"))
 
 
-@pytest.mark.parametrize(("y", "chosen"), [([1.0], 0.1), ([1.0, float("nan")], 0.1), ([1.0, 2.0], 0.0)])
+@pytest.mark.parametrize(("y", "chosen"), [([1.0], 0.1), ([1.0, 2.0], 0.0)])
 def test_a_finders_curve_that_cannot_be_drawn_is_left_out(y, chosen, tmp_path):
     curve = Curve(name="learning-rate finder", x_label="learning rate", x=[0.1, 0.2][: len(y)], y=y, chosen=chosen)
     assert "training" not in page_of([made.record("lr", "pretrain", minute=1, curves=[curve])], tmp_path).ids

@@ -385,9 +385,7 @@ def test_the_learning_rate_finder_stops_where_the_loss_rises():
 
 
 def test_the_suggested_rate_stands_before_the_lowest_loss():
-    assert suggest_lr(Curve(name="f", x_label="lr", x=[0.01, 0.1, 1.0], y=[3.0, 1.0, 9.0])) == pytest.approx(
-        0.0464, 0.01
-    )
+    assert suggest_lr(Curve(name="f", x_label="lr", x=[0.01, 0.1, 1.0], y=[3.0, 1.0, 9.0])) == pytest.approx(0.01)
 
 
 def test_an_automatic_rate_is_used_and_told():
