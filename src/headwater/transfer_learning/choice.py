@@ -85,8 +85,7 @@ def _hits(source: Checkpoint, fold: Splits, options: TransferOptions, workspace:
     job = make_job(source, fold, options, workspace, from_scratch=options.method == SCRATCH)
     job = replace(job, part=f"try-{options.method}-{number}")
     lookup("headwater.transfer_methods", METHODS, options.method)(job)
-    evaluation = evaluate(job)
-    return evaluation.probabilities_NK.argmax(1) == evaluation.targets_N
+    return evaluate(job).hits_N
 
 
 def _within_one_error(hits_by_method: dict[str, np.ndarray]) -> tuple[str, str]:

@@ -50,7 +50,8 @@ def compare_with_scratch(job: Job, baselines: Mapping[str, Metrics]) -> dict[str
     if job.options.method == SCRATCH:
         over = _over_linear(evaluate(job).figures(), baselines)
         return {"notes": [f"A training from scratch is the control itself, so no twin stands beside it{over}."]}
-    ours, theirs = [evaluate(job)], []
+    ours: list[Evaluation] = [evaluate(job)]
+    theirs: list[Evaluation] = []
     for number, (method, seed) in enumerate(_trainings(job)[1:], 1):
         announce(job, number)
         (theirs if method == SCRATCH else ours).append(evaluate(_trained(job, method, seed)))
@@ -101,7 +102,7 @@ def _over_linear(own: Metrics, baselines: Mapping[str, Metrics]) -> str:
 
 
 def _correct(evaluations: list[Evaluation]) -> np.ndarray:
-    return np.array([e.probabilities_NK.argmax(1) == e.targets_N for e in evaluations])
+    return np.stack([evaluation.hits_N for evaluation in evaluations])
 
 
 def _means(evaluations: list[Evaluation]) -> Metrics:
