@@ -176,6 +176,7 @@ def model(place):
 
 USING = {
     "transfer": ["transfer", "model", "--data", "train.csv", "--out", "new", "--quiet"],
+    "fine-tune": ["fine-tune", "model", "--data", "train.csv", "--out", "new", "--quiet"],
     "reshape": ["reshape", "model", "--hidden-size", "9", "--out", "new", "--quiet"],
     "federate": ["federate", "model", "--data", "train.csv", "--client", "client", "--out", "new", "--quiet"],
     "personalize": ["personalize", "model", "--data", "train.csv", "--client", "client", "--out", "new", "--quiet"],

@@ -15,7 +15,12 @@ from headwater.transfer_learning.options import TransferOptions
     ("options", "given", "ignored", "when"),
     [
         (TransferOptions, {"method": "features", "freeze": "encoder"}, ["freeze"], "init or finetune or multitask"),
-        (TransferOptions, {"method": "features", "lr": 0.1, "patience": 1}, ["lr", "patience"], "scratch or init"),
+        (
+            TransferOptions,
+            {"method": "features", "lr": 0.1, "patience": 1, "control": False},
+            ["lr", "patience"],
+            "scratch or init",
+        ),
         (TransferOptions, {"method": "scratch", "head": "source"}, ["head"], "init or finetune or multitask"),
         (TransferOptions, {"method": "init", "source_data": "x", "lr_decay": 2}, ["lr-decay", "source-data"], ""),
         (TransferOptions, {"method": "finetune", "freeze": "embedding", "lr": 0.1, "unfreeze": "at_once"}, [], ""),
@@ -34,10 +39,11 @@ from headwater.transfer_learning.options import TransferOptions
         (TransferOptions, {"method": "adapters", "bottleneck": 2, "bss": 1, "lr": 0.1, "vat": 1.0}, [], ""),
         (TransferOptions, {"vat_radius": 2.0, "vat_data": "x"}, ["vat-data", "vat-radius"], "with --vat only"),
         (TransferOptions, {"method": "scratch", "vat": 1.0, "vat_data": "x"}, [], ""),
-        (TransferOptions, {"method": "features", "vat": 1.0}, ["vat"], "with --method scratch or init"),
-        (TransferOptions, {"control_seeds": 2}, ["control-seeds"], "with --control"),
-        (TransferOptions, {"method": "scratch", "control": True}, ["control"], "with --method init"),
-        (TransferOptions, {"method": "features", "lr": 0.1, "control": True, "control_seeds": 2}, [], ""),
+        (TransferOptions, {"method": "features", "vat": 1.0, "control": False}, ["vat"], "with --method scratch or"),
+        (TransferOptions, {"control_seeds": 2, "control": False}, ["control-seeds"], "with --control"),
+        (TransferOptions, {"method": "scratch", "control_seeds": 2}, ["control-seeds"], "with --method init"),
+        (TransferOptions, {"method": "scratch", "control": False}, [], ""),  # a journey says so for all its methods
+        (TransferOptions, {"method": "features", "lr": 0.1, "control_seeds": 2}, [], ""),  # the twin reads the rate
         (TransferOptions, {"l2_sp": 0.3, "l2_sp_head": 0.3}, [], ""),
         (TransferOptions, {"bptt": 70, "ar": 2.0}, ["ar", "bptt"], "--task language_modeling"),
         (TransferOptions, {"task": "language_modeling", "tar": 1.0}, ["tar"], "with --bptt"),

@@ -214,6 +214,7 @@ def test_the_time_of_a_resumed_run_is_that_of_all_attempts(data, tmp_path, monke
 
 def test_a_run_is_resumed_only_from_the_same_checkpoint(data, source, tmp_path, monkeypatch):
     given = {"data": str(data / "three.csv"), "out": tmp_path / "t", "epochs": 2, "valid": 0.3, "quiet": True}
+    given["control"] = False
     other = replace(source, tensors={name: value * 2 for name, value in source.tensors.items()})
     monkeypatch.setattr("headwater.trainer.AUTOSAVE_SECONDS", -1.0)
     train_step = _Run.train_step

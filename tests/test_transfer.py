@@ -33,7 +33,13 @@ def featurizer(*words, **options):
 
 
 def options(folder, out, /, **changes):
-    given = {"data": str(folder / "three.csv"), "test": str(folder / "three_test.csv"), "out": out, "epochs": 4}
+    given = {
+        "data": str(folder / "three.csv"),
+        "test": str(folder / "three_test.csv"),
+        "out": out,
+        "epochs": 4,
+        "control": False,
+    }
     return TransferOptions(**TRAINING | given | {"source_data": str(folder / "train.csv")} | changes)
 
 

@@ -54,6 +54,8 @@ class Curve(Record):
     x_label: str
     x: list[float]
     y: list[float]
+    chosen: float | None = None
+    """The value of x that was chosen by the curve, such as the learning-rate finder's rate."""
 
 
 class Confusion(Record):
@@ -154,6 +156,20 @@ class Latency(Record):
     threads: int = 1
 
 
+class Gain(Record):
+    """A transfer's accuracy less that of its twin from scratch, means over the seeds, on the same test rows."""
+
+    mean: float
+    low: float
+    """The lower end of its 95 % interval."""
+    high: float
+    """The upper end."""
+    seeds: int
+    """For how many both were trained."""
+    verdict: str
+    """`gain`, `loss`, or `no gain shown` where the interval covers zero."""
+
+
 class Verification(Record):
     """How an artifact compares with the model it was made from."""
 
@@ -209,6 +225,8 @@ class StageRecord(Record):
     """`majority`, `tfidf_logistic_regression`, `unigram`: what the model must beat to be worth anything."""
     controls: dict[str, Metrics] = {}
     """`alone` (each client by itself) and `central` (all rows in one place); `scratch` of a transfer."""
+    gain: Gain | None = None
+    """Of a transfer over the `scratch` among its controls."""
     curves: list[Curve] = []
     confusion: Confusion | None = None
     clients: list[ClientRow] = []

@@ -193,11 +193,14 @@ def fit(
     trained = trained or model
     device = next(model.parameters()).device
     notes: list[str] = []
+    found: list[Curve] = []
     if options.processes > options.processes_on(device) == 1:
         notes.append("--processes was ignored: on a machine with a GPU one process trains.")
     with precision(options.precision, device):
         if options.lr == "auto":
-            lr = _find_lr(trained, objectives, groups, options, seed)
+            tested = _range_test(trained, objectives, groups, options, seed)
+            lr = suggest_lr(tested)
+            found.append(tested.model_copy(update={"chosen": lr}))
             notes.append(f"The learning-rate finder chose {lr:.2g}.")
         else:
             lr = options.lr
@@ -211,8 +214,10 @@ def fit(
                 run.finish_epoch(figures, _score(figures, best_by) if best_by else float(run.epoch))
                 if progress:
                     progress.epoch_done(run.epoch, options.epochs, figures)
+    if state_file:
+        run.save()  # a stage that is killed in a later training doesn't begin this one again
     load_weights(trained, run.best_weights)
-    return FitResult(run.curves(), run.best_figures, run.stopped, tuple(notes))
+    return FitResult([*run.curves(), *found], run.best_figures, run.stopped, tuple(notes))
 
 
 def _score(figures: dict[str, float], best_by: tuple[str, bool]) -> float:
@@ -418,14 +423,14 @@ def make_optimizer(
     return torch.optim.AdamW(settings, lr=lr, fused=True)
 
 
-def _find_lr(
+def _range_test(
     trained: torch.nn.Module,
     objectives: Sequence[Objective],
     groups: Sequence[ParameterGroup],
     options: TrainOptions,
     seed: int,
-) -> float:
-    """Return the rate that the learning-rate finder suggests; the weights are put back afterwards."""
+) -> Curve:
+    """Return the learning-rate finder's curve; the weights are put back afterwards."""
     before = weights_of(trained)
     run = _Run(trained, objectives, options.model_copy(update={"schedule": "constant"}), 0.0, groups, seed, None)
     torch.manual_seed(seed)
@@ -437,6 +442,6 @@ def _find_lr(
     run.thaw(options.epochs - 1)  # the rate is for all that will learn, and what stays frozen must not help to find it
     try:
         with run.gradients:
-            return suggest_lr(lr_range_test(train_step))
+            return lr_range_test(train_step)
     finally:
         load_weights(trained, before)

@@ -8,7 +8,7 @@ from typing import Any
 
 from headwater.records import Coverage, Curve, DataUse, Example, StageRecord
 from headwater.report import formatting as fmt
-from headwater.report.charts import Series, heat_map, line_chart
+from headwater.report.charts import Series, heat_map, line_chart, range_test_chart
 from headwater.report.collect import plain, with_verb
 from headwater.report.device import device_facts
 from headwater.report.federation import federated_facts, personal_facts, privacy_facts
@@ -62,9 +62,9 @@ def data_facts(records: Sequence[StageRecord]) -> Facts | None:
 
 
 def curve_charts(curves: Sequence[Curve]) -> list[Any]:
-    """Draw the curves; those that measure the same over the same steps share a chart."""
+    """Draw the curves: those that measure the same over the same steps in one chart, one that chose a value alone."""
     charts: dict[tuple[str, str], list[Curve]] = {}
-    for curve in curves:
+    for curve in (curve for curve in curves if curve.chosen is None):
         quantity = curve.name.split()[-1] if curve.name.split() else curve.name
         charts.setdefault((quantity, curve.x_label), []).append(curve)
     drawn = []
@@ -79,6 +79,12 @@ def curve_charts(curves: Sequence[Curve]) -> list[Any]:
                 show_tick=fmt.percent_tick if share else fmt.number,
             )
         )
+    for curve in curves:
+        if curve.chosen is not None:
+            title, series = curve.name[:1].upper() + curve.name[1:], Series(curve.name, curve.x, curve.y)
+            drawn.append(
+                range_test_chart(series, curve.chosen, title=title, x_label=curve.x_label, y_label="train loss")
+            )
     return [chart for chart in drawn if chart]
 
 

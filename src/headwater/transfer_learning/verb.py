@@ -10,7 +10,7 @@ from headwater.registry import lookup
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.choice import choose_method
-from headwater.transfer_learning.control import compare_with_scratch, evaluate
+from headwater.transfer_learning.control import announce, compare_with_scratch, evaluate
 from headwater.transfer_learning.job import Job, make_job
 from headwater.transfer_learning.language_model import LANGUAGE_MODELING, check_source
 from headwater.transfer_learning.multitask import check_tasks
@@ -39,15 +39,14 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
         check_source(source, options)
     check_tasks(source, options)
     splits = read_splits(options, options.seed, labelled=not language)
-    notes = []
+    notes: list[str] = []
     if options.method == AUTO:
-        method, why = choose_method(source, splits, options, workspace)
+        method, notes = choose_method(source, splits, options, workspace)
         options = options.model_copy(update={"method": method})
-        notes.append(why)
-        if splits.test_name == "valid":
-            notes.append("The held-out rows have chosen the method too: their figures flatter it; --test FILE doesn't.")
     job = make_job(source, splits, options, workspace, from_scratch=options.method == SCRATCH)
     before = _before(job)
+    if not language:
+        announce(job, 0)
     result = lookup("headwater.transfer_methods", METHODS, options.method)(job)
     lineage = source.lineage.model_copy(deep=True)
     checkpoint = Checkpoint(job.config, job.featurizer, {}, lineage).with_model(job.model)
@@ -63,13 +62,12 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
         "coverage": job.coverage,
         "notes": notes + job.notes + splits.notes(job.featurizer, fitted=result is not None),
     }
-    if options.control and not language and options.method != SCRATCH and len(splits.test):
-        twin, note = compare_with_scratch(job)
-        facts["controls"] = {SCRATCH: twin}
-        facts["notes"].append(note)
     if result:
         facts |= {"curves": result.curves, "stopped": result.stopped}
         facts["notes"] += result.notes
+    if options.control and not language:
+        beside = compare_with_scratch(job, facts.get("baselines", {}))
+        facts |= beside | {"notes": facts["notes"] + beside["notes"]}
     return Outcome(checkpoint, facts, (source,))
 
 
