@@ -114,6 +114,18 @@ def transfer(method, rows, seed, *, minute=12):
     )  # fmt: skip
 
 
+def language_model(*, minute=20):
+    perplexities = {"test": 88.2, "before": 214.0}
+    return record(
+        "transfer-language", "transfer", minute=minute, method="finetune",
+        config={"method": "finetune", "task": "language_modeling"},
+        parents=[parent("pretrain", "pretrain")],
+        metrics={name: {"accuracy": 0.99, "loss": 4.5, "perplexity": value, "n": 5210.0}
+                 for name, value in perplexities.items()},
+        baselines={"unigram": {"accuracy": 0.05, "loss": 6.4, "perplexity": 601.0, "n": 5210.0}},
+    )  # fmt: skip
+
+
 def coverage():
     return Coverage(
         target_types=8120,
@@ -243,7 +255,7 @@ def examples():
 def journey():
     """A whole journey: every section of the report has its facts."""
     return [
-        pretrain(), *matrix(),
+        pretrain(), *matrix(), language_model(),
         federate("federate-fedavg", "fedavg", 0.838, minute=30),
         federate("federate-fedprox", "fedprox", 0.832, minute=31),
         federate("federate-median", "median", 0.812, minute=32),

@@ -176,6 +176,7 @@ def model(place):
 
 USING = {
     "transfer": ["transfer", "model", "--data", "train.csv", "--out", "new", "--quiet"],
+    "fine-tune": ["fine-tune", "model", "--data", "train.csv", "--out", "new", "--quiet"],
     "reshape": ["reshape", "model", "--hidden-size", "9", "--out", "new", "--quiet"],
     "federate": ["federate", "model", "--data", "train.csv", "--client", "client", "--out", "new", "--quiet"],
     "personalize": ["personalize", "model", "--data", "train.csv", "--client", "client", "--out", "new", "--quiet"],
@@ -376,8 +377,9 @@ def test_help_tells_every_option_and_its_default(verb, capsys):
             assert text.endswith("(required)")
         elif isinstance(info.default, bool):
             assert text.endswith(f"(default: {'on' if info.default else 'off'})")
-        elif info.default not in (None, ""):
-            assert text.endswith(f"(default: {info.default})")
+        elif info.default not in (None, "", ()):
+            default = info.default[0] if isinstance(info.default, tuple) else info.default
+            assert text.endswith(f"(default: {default})")
 
 
 def test_help_shows_a_default_of_zero_and_of_one(capsys):

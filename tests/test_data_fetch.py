@@ -55,7 +55,7 @@ def pip(monkeypatch, tmp_path):
     def use(script):
         head = f"import sys, pathlib; open({str(calls)!r}, 'a').write('x'); to = pathlib.Path(sys.argv[2]); "
 
-        def command(package, requirements, folder):
+        def command(kind, package, requirements, folder):
             return [sys.executable, "-c", head + script, str(requirements), str(folder)]
 
         monkeypatch.setattr(fetch, "_pip_command", command)
@@ -96,6 +96,19 @@ def test_pip_is_told_the_hash_and_to_take_source_alone(cache, monkeypatch):
     assert {"--require-hashes", "--no-deps"} < set(seen["command"])
     assert seen["command"][seen["command"].index("--no-binary") + 1] == "thing"
     assert not seen["options"].get("shell")
+
+
+def test_a_wheel_is_fetched_as_one_and_kept(cache, pip, tmp_path, monkeypatch):
+    served = zip_of({"thing/data.npy": b"numbers"})
+    calls = pip(giving(tmp_path, served, "thing-1.0-py3-none-any.whl"))
+    asked = fetch._pip_command
+    flags = []
+    monkeypatch.setattr(fetch, "_pip_command", lambda kind, *rest: (flags.append(kind.flag), asked(kind, *rest))[1])
+    path = fetch.fetch_wheel("thing", "1.0", sha256_bytes(served))
+    assert path == cache / "wheels" / "thing-1.0.whl"
+    assert fetch.fetch_wheel("thing", "1.0", sha256_bytes(served)) == path
+    assert (calls(), flags) == (1, ["--only-binary"])
+    assert fetch.read_member(path, "thing/data.npy", 7) == b"numbers"
 
 
 def test_a_file_placed_by_hand_needs_no_pip(cache, pip):

@@ -28,6 +28,7 @@ name = "{method}-{rows}-s{seed}"
 verb = "transfer"
 from = "movies"
 data = "b.csv"
+control = false
 matrix = { method = ["scratch", "init"], rows = [50, 0], seed = [0, 1] }
 
 [[stage]]
@@ -54,7 +55,14 @@ def test_a_matrix_gives_a_stage_for_each_combination(tmp_path):
     ]
     chosen = journey.steps[4]
     assert (chosen.name, chosen.verb, chosen.start) == ("scratch-all-s1", "transfer", "movies")
-    assert chosen.options == {"seed": 1, "text": "text", "data": "b.csv", "method": "scratch", "rows": 0}
+    assert chosen.options == {
+        "seed": 1,
+        "text": "text",
+        "data": "b.csv",
+        "control": False,
+        "method": "scratch",
+        "rows": 0,
+    }
 
 
 def test_defaults_reach_the_stages_that_know_them(tmp_path):
@@ -195,6 +203,7 @@ verb = "transfer"
 from = "first"
 data = "{folder}/three.csv"
 test = "{folder}/three_test.csv"
+control = false
 matrix = {{ method = ["init", "scratch"] }}
 
 [[stage]]
@@ -311,7 +320,9 @@ def test_an_output_that_is_taken_is_refused(travelled, tmp_path):
 def test_a_journey_starts_from_a_checkpoints_folder_too(travelled, data, tmp_path):
     _, out = travelled
     stage = {"name": "t", "verb": "transfer", "from": f"{out}/first", "data": f"{data}/three.csv"}
-    text = "[[stage]]\nepochs = 1\nvalid = 0.3\n" + "".join(f'{key} = "{value}"\n' for key, value in stage.items())
+    text = "[[stage]]\nepochs = 1\nvalid = 0.3\ncontrol = false\n" + "".join(
+        f'{key} = "{value}"\n' for key, value in stage.items()
+    )
     journey = read(tmp_path, text)
     run_journey(journey, tmp_path / "j", jobs=1, quiet=True)
     assert StageRecord.load(tmp_path / "j" / "t").parents[0].name == "first"

@@ -18,6 +18,7 @@ from headwater.federated import AGGREGATORS, PARTITIONERS
 from headwater.federated.options import FederateOptions
 from headwater.pretraining import TRAINABLE, PretrainOptions, pretrain
 from headwater.transfer_learning import METHODS
+from headwater.transfer_learning.balancing import BALANCERS
 from headwater.transfer_learning.options import TransferOptions
 
 NAMES = [
@@ -26,6 +27,7 @@ NAMES = [
     (PretrainOptions, "task", TRAINABLE, "clasification", "classification"),
     (TransferOptions, "method", METHODS, "fintune", "finetune"),
     (TransferOptions, "tokenizer", TOKENIZERS, "soruce", "source"),
+    (TransferOptions, "balance", BALANCERS, "gradnrom", "gradnorm"),
     (FederateOptions, "aggregator", AGGREGATORS, "medain", "median"),
     (FederateOptions, "partition", PARTITIONERS, "dirichelt", "dirichlet"),
     (CompressOptions, "method", COMPRESSORS, "int4", "int8"),

@@ -10,17 +10,18 @@ import pytest
 import report_fixtures as made
 
 from headwater.errors import CheckpointError, DataError, OutputError
-from headwater.records import ClientRow, Confusion, Curve, Example, Parent, RoundRow
+from headwater.records import ClientRow, Confusion, Curve, Example, Gain, Parent, RoundRow
 from headwater.report import formatting as fmt
 from headwater.report import write_report
 from headwater.report.collect import ancestors
 from headwater.report.device import size_facts
 from headwater.report.lineage import build_nodes
-from headwater.report.svg import fit_ticks, tag
+from headwater.report.svg import LogScale, fit_ticks, tag
 from headwater.report.transfer import transfer_facts
+from headwater.statistics import Interval
 
 EVERY_SECTION = [
-    "lineage", "notes", "data", "training", "transfer", "coverage", "federated", "privacy", "personal",
+    "lineage", "notes", "data", "training", "transfer", "language", "coverage", "federated", "privacy", "personal",
     "confusion", "device", "examples", "appendix",
 ]  # fmt: skip
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -82,6 +83,19 @@ def test_headline_stands_beside_the_trivial_baselines(html):
     assert "ε 5.2" in hero
 
 
+def test_a_language_models_right_tokens_are_not_taken_for_right_rows(html, tmp_path):
+    table = Page("<p" + section(html, "language") + "</p>").text
+    for expected in ("transfer-language finetune", "88.2", "214", "601", "99.0"):
+        assert expected in table
+    assert "99.0" not in html.split("<section")[0] + section(html, "transfer")
+    assert "held-out" not in table
+    held_out = made.language_model()
+    held_out.metrics = {"valid": held_out.metrics["test"]}
+    page = page_of([held_out], tmp_path)
+    assert "held-out" in page.text
+    assert "transfer" not in page.ids
+
+
 def test_epsilon_is_not_claimed_for_an_artifact_that_was_not_private(tmp_path):
     private = made.federate("federate-private", "fedavg", 0.77, minute=33, private=True)
     public = made.federate("federate-fedavg", "fedavg", 0.83, minute=30)
@@ -106,6 +120,7 @@ def test_a_section_without_facts_is_left_out(tmp_path, lacking):
         "coverage": {"coverage": None}, "federated": {"rounds": []}, "privacy": {"privacy": None},
         "personal": {"clients": []}, "confusion": {"confusion": None}, "examples": {"examples": []},
         "device": {"sizes": {}, "latency": [], "verification": None}, "transfer": {"metrics": {}},
+        "language": {"metrics": {}},
     }[lacking]  # fmt: skip
     records = [one.model_copy(update=empty) for one in made.journey()]
     if lacking == "lineage":
@@ -239,11 +254,17 @@ def test_transfer_pairs_only_the_same_seed_and_the_same_test_rows():
         assert "no scratch run" in line.reason
 
 
-def test_a_transfer_without_a_scratch_run_names_its_own_control():
-    alone = made.transfer("init", 50, 0)
-    beside = alone.model_copy(update={"controls": {"scratch": made.figures(0.6)}})
-    assert "its own control" in last_line([beside]).reason
-    assert last_line([made.transfer("scratch", 50, 0), beside]).interval is not None
+def test_a_transfer_without_a_scratch_run_has_the_interval_over_its_own_twin(tmp_path):
+    gain = Gain(mean=0.08, low=0.05, high=0.11, seeds=3, verdict="gain")
+    beside = made.transfer("init", 50, 0).model_copy(update={"gain": gain})
+    line = last_line([beside])
+    assert (line.interval, line.verdict) == (Interval(0.08, 0.05, 0.11), "gain")
+    assert line.reason == "over its own twin, 3 seeds"
+    assert "init +8.0" in page_of([beside], tmp_path).text
+    other = beside.model_copy(update={"seed": 1, "name": "other"})
+    assert last_line([beside, other]).interval is None
+    assert "among the notes" in last_line([beside, other]).reason
+    assert last_line([made.transfer("scratch", 50, 0), beside]).reason == ""  # the run beside it goes before
 
 
 def last_line(records):
@@ -287,7 +308,10 @@ def test_size_ratio_is_that_to_the_float32_checkpoint(html):
 
 def test_lineage_collapses_a_matrix_and_shows_missing_parents():
     nodes = build_nodes(made.journey())
-    assert [node.title for node in nodes if node.title.startswith("Transfer")] == [f"Transfer {fmt.TIMES} 45"]
+    assert [node.title for node in nodes if node.title.startswith("Transfer")] == [
+        f"Transfer {fmt.TIMES} 45",
+        "Transfer",
+    ]
     depth = {node.title.split(f" {fmt.TIMES}")[0]: node.depth for node in nodes}
     assert depth["Pre-training"] < depth["Transfer"] < depth["Federation"] < depth["Compression"] < depth["Export"]
     alone = build_nodes([made.export()])
@@ -350,6 +374,31 @@ def test_long_curves_keep_their_extremes(tmp_path):
     assert len(drawn) < 20_000
     heights = {float(point.split(",")[1]) for point in re.search(r'd="M([^"]+)"', drawn)[1].split("L")}
     assert len(heights) == 2
+
+
+def test_the_learning_rate_finders_curve_is_drawn_over_decades_with_the_rate_that_was_chosen(tmp_path):
+    rates = [1e-5 * 10 ** (step / 10) for step in range(41)]
+    curve = {"name": "learning-rate finder", "x_label": "learning rate", "x": rates, "y": [2 - r for r in rates]}
+    one = made.record("lr", "pretrain", minute=1, curves=[Curve(**curve, chosen=0.001)])
+    drawn = section(write_report(made.save([one], tmp_path)).read_text("utf-8"), "training")
+    assert "Learning-rate finder" in drawn
+    assert "chosen: 0.001" in drawn
+    (at,) = re.findall(r'<line x1="([\d.]+)" y1="[\d.]+" x2="\1" y2="[\d.]+" class="mean"', drawn)
+    ends = [float(point.split(",")[0]) for point in re.search(r'd="M([^"]+)"', drawn)[1].split("L")]
+    assert float(at) == pytest.approx(ends[0] + 0.5 * (ends[-1] - ends[0]), abs=0.1)  # half way from 1e-5 to 0.1
+    assert all(f">{tick}<" in drawn for tick in ("10⁻⁵", "0.0001", "0.001", "0.01", "0.1"))
+
+
+@pytest.mark.parametrize(("y", "chosen"), [([1.0], 0.1), ([1.0, 2.0], 0.0)])
+def test_a_finders_curve_that_cannot_be_drawn_is_left_out(y, chosen, tmp_path):
+    curve = Curve(name="learning-rate finder", x_label="learning rate", x=[0.1, 0.2][: len(y)], y=y, chosen=chosen)
+    assert "training" not in page_of([made.record("lr", "pretrain", minute=1, curves=[curve])], tmp_path).ids
+
+
+def test_a_logarithmic_scale_has_its_decades():
+    scale = LogScale(1e-4, 1.0, 0.0, 100.0)
+    assert [scale(value) for value in scale.decades()] == pytest.approx([0.0, 25.0, 50.0, 75.0, 100.0])
+    assert LogScale(0.02, 0.3, 0.0, 1.0).decades() == [0.1]
 
 
 def test_missing_folder(tmp_path):

@@ -214,6 +214,7 @@ def test_the_time_of_a_resumed_run_is_that_of_all_attempts(data, tmp_path, monke
 
 def test_a_run_is_resumed_only_from_the_same_checkpoint(data, source, tmp_path, monkeypatch):
     given = {"data": str(data / "three.csv"), "out": tmp_path / "t", "epochs": 2, "valid": 0.3, "quiet": True}
+    given["control"] = False
     other = replace(source, tensors={name: value * 2 for name, value in source.tensors.items()})
     monkeypatch.setattr("headwater.trainer.AUTOSAVE_SECONDS", -1.0)
     train_step = _Run.train_step
@@ -295,12 +296,12 @@ def test_a_gpu_that_is_not_there_is_refused_and_nothing_left(data, tmp_path, mon
 
 def test_word_vectors_start_the_embedding_and_must_fit(data, tmp_path):
     (tmp_path / "v.txt").write_text("awful " + " ".join(["0.5"] * 8) + "\nunheard " + " ".join(["1"] * 8) + "\n")
-    made = pretrain(options(data, tmp_path / "m", vectors=tmp_path / "v.txt", lr=1e-9, epochs=1, weight_decay=0.0))
+    made = pretrain(options(data, tmp_path / "m", vectors=str(tmp_path / "v.txt"), lr=1e-9, epochs=1, weight_decay=0.0))
     row = made.tensors["encoder.embedding.weight"][made.featurizer.numbers["awful"]]
     assert row.tolist() == pytest.approx([0.5] * 8, abs=1e-5)
     assert StageRecord.load(tmp_path / "m").notes[0].startswith("1 of ")
     with pytest.raises(ConfigError, match="--embedding-size 8"):
-        pretrain(options(data, tmp_path / "n", vectors=tmp_path / "v.txt", embedding_size=9))
+        pretrain(options(data, tmp_path / "n", vectors=str(tmp_path / "v.txt"), embedding_size=9))
 
 
 def test_an_interrupted_run_does_not_go_on_with_other_rows(data, tmp_path):

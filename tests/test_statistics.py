@@ -28,17 +28,39 @@ def test_interval_is_that_of_the_binomial():
 
 def test_drawing_counts_is_drawing_rows():
     rng = np.random.default_rng(3)
-    a, b = rng.integers(0, 2, (3, 80)), rng.integers(0, 2, (3, 80))
-    difference = a.mean(axis=0) - b.mean(axis=0)
+    a, b = rng.integers(0, 4, 80) / 3, rng.integers(0, 4, 80) / 3
+    difference = a - b
     draws = difference[rng.integers(0, 80, (40_000, 80))].mean(axis=1)
     found = paired_bootstrap(a, b, samples=40_000)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.006)
 
 
-def test_seeds_are_averaged_row_by_row():
-    a, b = np.array([[1, 1, 0, 0], [1, 0, 0, 0]]), np.array([[0, 1, 0, 0], [0, 1, 1, 0]])
-    assert paired_bootstrap(a, b) == paired_bootstrap([1.0, 0.5, 0, 0], [0, 1.0, 0.5, 0])
-    assert paired_bootstrap(a, b).mean == pytest.approx(0.0)
+def test_seeds_that_agree_leave_the_interval_of_the_rows():
+    rng = np.random.default_rng(4)
+    a, b = rng.integers(0, 2, (2, 90))
+    assert paired_bootstrap([a, a, a], [b, b, b]) == paired_bootstrap(a, b)
+
+
+def test_seeds_that_differ_by_more_than_the_rows_noise_widen_the_interval():
+    # Three seeds whose differences are the same on every row, 0.1, 0.2 and 0.3: nothing but the seeds is uncertain.
+    found = paired_bootstrap(np.array([[0.1], [0.2], [0.3]]) * np.ones((3, 40)), np.zeros((3, 40)), samples=200_000)
+    reach = 4.3027 * 0.1 / np.sqrt(3)  # Student's t with two degrees of freedom, as a t-test of the three has it
+    assert found.mean == pytest.approx(0.2)
+    assert (found.low, found.high) == pytest.approx((0.2 - reach, 0.2 + reach), abs=0.005)
+
+
+@pytest.mark.parametrize("between_seeds", [0.0, 0.02, 0.08])
+def test_the_interval_over_seeds_holds_the_truth_about_as_often_as_it_says(between_seeds):
+    rng = np.random.default_rng(13)
+    held, trials, shape = 0, 300, (3, 150)
+    for _ in range(trials):
+        hardness_N = rng.uniform(size=shape[1])  # of a row, for both models and all seeds
+        a_SN, b_SN = (
+            hardness_N + rng.normal(0, 0.1, shape) < 0.5 + rng.normal(0, between_seeds, (3, 1)) for _ in range(2)
+        )
+        found = paired_bootstrap(a_SN, b_SN, samples=500)
+        held += found.low <= 0.0 <= found.high
+    assert 0.9 <= held / trials <= 0.99
 
 
 def test_pairing_narrows_the_interval():
@@ -86,7 +108,7 @@ def test_verdict(low, high, said):
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        ([1, 0], [1, 0, 1], "2 and 3 test rows"),
+        ([1, 0], [1, 0, 1], "1 x 2 and 1 x 3 scores"),
         ([], [], "scores of shape"),
         (np.zeros((2, 2, 2)), np.zeros(2), "scores of shape"),
     ],

@@ -349,7 +349,8 @@ def test_the_gradient_is_clipped_to_its_norm():
 def test_the_learning_rate_finder_puts_the_weights_back():
     fitting = Fitting()
     start = weights_of(fitting.model)
-    assert 1e-5 < trainer._find_lr(fitting.model, fitting.objectives, EVERYTHING, OPTIONS, 0) < 0.3
+    curve = trainer._range_test(fitting.model, fitting.objectives, EVERYTHING, OPTIONS, 0)
+    assert 1e-5 < suggest_lr(curve) < 0.3
     assert same_bits(weights_of(fitting.model), start)
 
 
@@ -358,7 +359,7 @@ def test_the_learning_rate_finder_moves_only_what_will_learn(monkeypatch):
     seen = set()
     monkeypatch.setattr(trainer._Run, "train_step", lambda run: seen.update(learning(run.trained)) or 1.0)
     groups = [ParameterGroup(("head.",), epochs=()), ParameterGroup(("encoder.",), epochs=range(3, 9))]
-    trainer._find_lr(fitting.model, fitting.objectives, groups, OPTIONS, 0)
+    trainer._range_test(fitting.model, fitting.objectives, groups, OPTIONS, 0)
     assert seen == {name for name, _ in fitting.model.named_parameters() if name.startswith("encoder.")}
 
 
@@ -384,15 +385,19 @@ def test_the_learning_rate_finder_stops_where_the_loss_rises():
 
 
 def test_the_suggested_rate_stands_before_the_lowest_loss():
-    assert suggest_lr(Curve(name="f", x_label="lr", x=[0.01, 0.1, 1.0], y=[3.0, 1.0, 9.0])) == pytest.approx(
-        0.0464, 0.01
-    )
+    assert suggest_lr(Curve(name="f", x_label="lr", x=[0.01, 0.1, 1.0], y=[3.0, 1.0, 9.0])) == pytest.approx(0.01)
 
 
 def test_an_automatic_rate_is_used_and_told():
     result = Fitting().run(TrainOptions(epochs=1, batch_size=8, lr="auto"))
     (note,) = result.notes
     assert 1e-5 < float(note.split()[-1].rstrip(".")) < 0.3
+    (tested,) = (curve for curve in result.curves if curve.chosen is not None)
+    assert (tested.name, tested.x_label) == ("learning-rate finder", "learning rate")
+    assert tested.chosen == suggest_lr(tested)
+    assert f"{tested.chosen:.2g}." in note
+    given = Fitting().run(TrainOptions(epochs=1, batch_size=8, lr=tested.chosen))
+    assert given.curves == [curve for curve in result.curves if curve is not tested]
     assert Fitting().run(TrainOptions(epochs=1, batch_size=8, lr="auto")).notes == result.notes
 
 

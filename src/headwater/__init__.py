@@ -2,7 +2,8 @@
 
 The verbs of the command line are functions here: ``pretrain(PretrainOptions(...))``,
 ``transfer(checkpoint, TransferOptions(...))``, and so on; `Checkpoint.load` opens what they wrote.
-(`import` is a word of Python's own: its function is `import_weights`.)
+(`import` is a word of Python's own: its function is `import_weights`. ``fine_tune(source, data=..., out=...)`` takes
+its options one by one.)
 Names are imported when they are first used, so that light work (a report, ``--help``) needs no torch.
 """
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from headwater.publishing import PushOptions, push
     from headwater.report import write_report
     from headwater.reshaping.verb import ReshapeOptions, reshape
+    from headwater.transfer_learning.fine_tuning import fine_tune
     from headwater.transfer_learning.options import TransferOptions
     from headwater.transfer_learning.verb import transfer
 
@@ -56,6 +58,7 @@ _HOMES = {
     "evaluate": "headwater.prediction",
     "export": "headwater.deployment.verb",
     "federate": "headwater.federated.verb",
+    "fine_tune": "headwater.transfer_learning.fine_tuning",
     "generate": "headwater.generation",
     "import_weights": "headwater.importing",
     "load_predictor": "headwater.prediction",
@@ -93,6 +96,7 @@ __all__ = [
     "evaluate",
     "export",
     "federate",
+    "fine_tune",
     "generate",
     "import_weights",
     "load_predictor",

@@ -19,12 +19,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import safetensors.torch
 import torch
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from headwater import hub
@@ -36,7 +36,7 @@ from headwater.files import sha256_bytes, write_atomic
 from headwater.folder import CARD_FILE, CONFIG_FILE, LINEAGE_FILE, check_seal, seal
 from headwater.inference import Predictor
 from headwater.lineage import Lineage
-from headwater.model import DropoutOptions, Encoder, EncoderOptions, SequenceModel
+from headwater.model import MOST_UNITS, DropoutOptions, Encoder, EncoderOptions, SequenceModel
 from headwater.tasks import Task, task_class
 from headwater.tasks.classification import torch_runner
 from headwater.weights import Weights, load_weights
@@ -60,6 +60,8 @@ class ModelConfig(Config):
     """The task's own settings; `name` says which task."""
     residual_layers: tuple[int, ...] = ()
     """Numbers of the layers that add what they read to their outputs; reshaping inserts such ones."""
+    adapters: dict[int, Annotated[int, Field(ge=1, le=MOST_UNITS)]] = {}
+    """Units of the adapter behind each layer that has one, by the layer's number from 0; transfer puts them in."""
     compression: str = ""
     """How the weights are stored: the compressor's name, empty for float32."""
 
@@ -67,6 +69,8 @@ class ModelConfig(Config):
     def _layers_exist(self) -> Self:
         if any(not 1 <= number < self.encoder.layers for number in self.residual_layers):
             raise ValueError(f"residual layers {self.residual_layers} of {self.encoder.layers}: the first is number 1")
+        if any(not 0 <= number < self.encoder.layers for number in self.adapters):
+            raise ValueError(f"adapters behind layers {list(self.adapters)} of {self.encoder.layers}: the first is 0")
         return self
 
     def make_task(self) -> Task:
@@ -75,7 +79,7 @@ class ModelConfig(Config):
 
     def build(self) -> SequenceModel:
         """Return a freshly drawn model; the global torch generator decides the weights."""
-        encoder = Encoder(self.vocabulary_size, self.encoder, self.dropout, self.residual_layers)
+        encoder = Encoder(self.vocabulary_size, self.encoder, self.dropout, self.residual_layers, self.adapters)
         return SequenceModel(encoder, self.make_task().head(encoder, self.dropout.head_dropout))
 
 

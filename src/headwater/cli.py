@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -136,10 +136,12 @@ _SUBJECT_HELP = {
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> None:
     text = " ".join((info.description or "").split()).replace("%", "%%")
+    several = get_origin(info.annotation) is tuple
+    default = ", ".join(map(str, info.default)) if several else info.default
     if info.is_required():
         text += " (required)"
-    elif info.default is not None and not isinstance(info.default, bool) and str(info.default) != "":
-        text += f" (default: {info.default})"
+    elif default is not None and not isinstance(default, bool) and str(default) != "":
+        text += f" (default: {default})"
     flag = flag_of(name)
     if info.annotation is bool:
         text += f" (default: {'on' if info.default else 'off'})"
@@ -149,8 +151,8 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> No
         # A string with a check is a name from a family's table, which its help lists.
         name_kind = "NAME" if info.annotation is str and info.metadata else ""
         folder = "DIR" if name == "out" and info.is_required() else ""
-        kind = choices or name_kind or folder or _KINDS.get(str(info.annotation), "VALUE")
-        parser.add_argument(flag, dest=name, metavar=kind, help=text)
+        kind = choices or name_kind or folder or _KINDS.get(str(_element(info.annotation)), "VALUE")
+        parser.add_argument(flag, dest=name, metavar=kind, help=text, action="append" if several else "store")
 
 
 def flag_of(name: str) -> str:
@@ -168,6 +170,13 @@ _KINDS = {
     "str | None": "TEXT",
     "<class 'str'>": "TEXT",
 }
+
+
+def _element(annotation: Any) -> Any:
+    """Return the type of one value, where an option takes several, without its checks."""
+    while get_origin(annotation) in (tuple, Annotated):
+        annotation = get_args(annotation)[0]
+    return annotation
 
 
 def _choices(annotation: Any) -> str:

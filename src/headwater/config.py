@@ -12,13 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from headwater.errors import ConfigError, did_you_mean
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 """A share from 0 up to, and without, 1."""
-
+Item = TypeVar("Item")
+Several = Annotated[
+    tuple[Item, ...], BeforeValidator(lambda given: given if isinstance(given, list | tuple) else (given,))
+]
+"""One value or more: a flag is repeated, a journey and Python give a value or a list."""
 
 Group = TypeVar("Group", bound="Config")
 

@@ -43,16 +43,20 @@ class Evaluation:
         """Return the counts of some of the rows."""
         return ClassificationCounts.of(self.probabilities_NK[rows], self.targets_N[rows])
 
+    @property
+    def hits_N(self) -> np.ndarray:  # noqa: N802 - the shape is part of the name
+        """Whether the most probable label is the true one, row by row."""
+        return np.asarray(self.probabilities_NK.argmax(1) == self.targets_N)
+
     def figures(self) -> Metrics:
         """Return accuracy, macro F1, loss and n."""
         return self.counts().figures()
 
     def facts(self, where: str) -> dict[str, Any]:
         """Return the fields of a stage record: figures, confusion, and what paired intervals need."""
-        hits = self.probabilities_NK.argmax(1) == self.targets_N
         return {
             "metrics": {where: self.figures()},
             "confusion": Confusion(labels=list(self.labels), counts=self.counts().confusion_KK.tolist()),
-            "correct": "".join("1" if hit else "0" for hit in hits),
+            "correct": "".join("1" if hit else "0" for hit in self.hits_N),
             "test_fingerprint": self.fingerprint,
         }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from headwater.baselines import baselines
+from headwater.baselines import baselines, unigram
 from headwater.checkpoint import Checkpoint
 from headwater.config import DataOptions
 from headwater.data.examples import Examples
@@ -17,6 +17,7 @@ from headwater.errors import DataError
 from headwater.evaluation import Evaluation
 from headwater.features.text import TextFeaturizer
 from headwater.model import SequenceModel
+from headwater.records import Metrics
 from headwater.stage import Workspace
 from headwater.tasks import Task
 from headwater.tasks.classification import class_probabilities
@@ -24,6 +25,7 @@ from headwater.tasks.language_modeling import LanguageModeling, StreamObjective
 from headwater.trainer import FitResult, Objective, ParameterGroup, TaskObjective, TrainOptions, fit
 
 _EVALUATION_BATCH = 256
+_LANGUAGE_BATCH = 64
 _STEPS, _LEAST_EPOCHS, _MOST_EPOCHS = 400, 6, 30
 
 
@@ -105,14 +107,16 @@ def fit_task(
     groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
     others: Sequence[Objective] = (),
     trained: torch.nn.Module | None = None,
+    together: Callable[[Objective], Sequence[Objective]] = lambda own: [own],
 ) -> FitResult:
     """Fit a model to its task's rows (and other objectives), choosing the epoch by the held-out rows.
 
-    Several fits of one stage need a `part` each, the name of the state that an interrupted one continues from.
+    Several fits of one stage need a `part` each, the name of the state that an interrupted one continues from. What is
+    learned of the task's own rows is put `together` with what goes beside it; by default it stays as it is.
     """
     (trained or model).to(workspace.device)
     examples = splits.train.encode(featurizer, splits.labels)
-    main = _objective(model, task, examples, options, seed, workspace.device)
+    main = task_objective(model, task, examples, options, seed, workspace.device)
     options = with_epochs(options, main.steps_per_epoch * options.step_size)
     held = splits.valid.encode(featurizer, splits.labels) if len(splits.valid) else None
 
@@ -123,7 +127,7 @@ def fit_task(
 
     return fit(
         model,
-        [main, *others],
+        [*together(main), *others],
         evaluate,
         options if held is not None else options.model_copy(update={"patience": 0}),
         best_by=task.best if held is not None else None,
@@ -135,7 +139,7 @@ def fit_task(
     )
 
 
-def _objective(
+def task_objective(
     model: SequenceModel, task: Task, examples: Examples, options: TrainOptions, seed: int, device: torch.device
 ) -> Objective:
     """Return what is learned from the task's rows: batches of them, or windows of the streams that they make."""
@@ -155,3 +159,16 @@ def classifier_facts(checkpoint: Checkpoint, splits: Splits, device: torch.devic
         splits.train, splits.test, checkpoint.labels, checkpoint.featurizer, file_labels=splits.file_labels
     )
     return evaluation.facts(splits.test_name) | {"baselines": simple}
+
+
+def language_model_facts(
+    model: SequenceModel, task: Task, featurizer: TextFeaturizer, splits: Splits
+) -> dict[str, dict[str, Metrics]]:
+    """Return the record fields of a language model: figures, and those of the unigrams on the same tokens."""
+    if not len(splits.test):
+        return {}
+    train, test = splits.train.encode(featurizer, ()), splits.test.encode(featurizer, ())
+    return {
+        "metrics": {splits.test_name: task.count(model, test, _LANGUAGE_BATCH).figures()},
+        "baselines": {"unigram": unigram(train, test, len(featurizer.vocabulary))},
+    }

@@ -57,7 +57,7 @@ def generate(checkpoint: Checkpoint, options: GenerateOptions) -> list[str]:
     if not isinstance(checkpoint.config.make_task(), LanguageModeling):
         raise ConfigError(
             f"a {checkpoint.config.task['name']} model writes no text: give a language model, "
-            "made by headwater pretrain --task language_modeling"
+            "made by headwater pretrain or transfer --task language_modeling"
         )
     featurizer, model = checkpoint.featurizer, checkpoint.model()
     prompt = _read(featurizer, options.prompt)

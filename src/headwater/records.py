@@ -38,7 +38,7 @@ class Parent(Record):
 class DataUse(Record):
     """One file of rows that a stage read."""
 
-    role: Literal["train", "valid", "test", "source"]
+    role: Literal["train", "valid", "test", "source", "unlabelled"]
     path: str
     sha256: str
     """Of the bytes of the file as it was read."""
@@ -54,6 +54,8 @@ class Curve(Record):
     x_label: str
     x: list[float]
     y: list[float]
+    chosen: float | None = None
+    """The value of x that was chosen by the curve, such as the learning-rate finder's rate."""
 
 
 class Confusion(Record):
@@ -110,6 +112,10 @@ class Privacy(Record):
     note: str = ""
 
 
+COVERAGE_KINDS = ("copied", "folded", "normalized", "converted", "composed", "pieced", "new")
+"""Where a target's token starts from, the best first; what each means is said of the fields of `Coverage`."""
+
+
 class Coverage(Record):
     """How much of the target's vocabulary the source knows."""
 
@@ -118,15 +124,23 @@ class Coverage(Record):
     copied: int
     """Types found as they are."""
     folded: int
-    """Types found after a fall-back (case)."""
+    """Types found in another case."""
+    normalized: int = 0
+    """Types found in another form of the same characters (Unicode's NFKC)."""
+    converted: int = 0
+    """Types found in traditional or simplified Chinese characters."""
     composed: int
     """Types built as the mean of their characters' rows."""
+    pieced: int = 0
+    """Types built as the mean of the rows that the source's tokenizer splits them into."""
     new: int
     """Types that start from the mean row."""
     types_share: float
-    """Known types (copied, folded, composed) over all."""
+    """Known types (all but the new ones) over all."""
     tokens_share: float
     """The same, weighted by how often each occurs in the training rows."""
+    tokens: dict[str, int] = {}
+    """Running tokens of the training rows by kind; empty in records of before they were counted."""
 
 
 class Latency(Record):
@@ -140,6 +154,20 @@ class Latency(Record):
     """Microseconds a call."""
     p90_us: float
     threads: int = 1
+
+
+class Gain(Record):
+    """A transfer's accuracy less that of its twin from scratch, means over the seeds, on the same test rows."""
+
+    mean: float
+    low: float
+    """The lower end of its 95 % interval."""
+    high: float
+    """The upper end."""
+    seeds: int
+    """For how many both were trained."""
+    verdict: str
+    """`gain`, `loss`, or `no gain shown` where the interval covers zero."""
 
 
 class Verification(Record):
@@ -197,6 +225,8 @@ class StageRecord(Record):
     """`majority`, `tfidf_logistic_regression`, `unigram`: what the model must beat to be worth anything."""
     controls: dict[str, Metrics] = {}
     """`alone` (each client by itself) and `central` (all rows in one place); `scratch` of a transfer."""
+    gain: Gain | None = None
+    """Of a transfer over the `scratch` among its controls."""
     curves: list[Curve] = []
     confusion: Confusion | None = None
     clients: list[ClientRow] = []

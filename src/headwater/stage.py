@@ -32,6 +32,8 @@ from headwater.records import STAGE_FILE, Parent, StageRecord
 _RUN_FILE = ".run.json"
 _LOCK_FILE = ".lock"
 _STATE_FILE = ".state.safetensors"
+_FILES = ("data", "test", "source_data", "lm_data", "vat_data", "weights", "vocabulary")
+"""Options that name files of rows or weights."""
 
 
 @dataclass
@@ -207,25 +209,27 @@ def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
     stored |= {"verb": record.verb, "checkpoint": record.parents[0].identity if record.parents else None}
     _same(stored, asked, out)
     used = {use.path: use.sha256 for use in record.data}  # a file that was named may not have been read
-    for name, content in _contents(options).items():
-        if used.get(str(getattr(options, name)), content) != content:
+    for (option, name), content in _contents(options).items():
+        if used.get(name, content) != content:
             raise ConfigError(
-                f"the content of {name} isn't what {out} was made from: choose another --out, or delete it"
+                f"the content of {option} isn't what {out} was made from: choose another --out, or delete it"
             )
     return record
 
 
-def _contents(options: RunOptions) -> dict[str, str]:
-    """Return the checksums of the files that a run begins with, by option: it can't go on with others."""
-    names = ("data", "test", "source_data", "weights", "vocabulary")
-    given = {name: getattr(options, name, None) for name in names}
-    paths = {name: resolve(str(value)) for name, value in given.items() if value}
-    return {name: sha256_file(path) for name, path in paths.items() if path.is_file()}
+def _contents(options: RunOptions) -> dict[tuple[str, str], str]:
+    """Return the checksums of the files that a run begins with, by option and name: it can't go on with others."""
+    found = {option: getattr(options, option, None) for option in _FILES}
+    several = {option: value if isinstance(value, tuple) else (value,) for option, value in found.items()}
+    paths = {(option, str(name)): resolve(str(name)) for option, names in several.items() for name in names if name}
+    return {key: sha256_file(path) for key, path in paths.items() if path.is_file()}
 
 
-def _open_partial(partial: Path, options: RunOptions, asked: dict[str, Any], contents: dict[str, str]) -> float:
+def _open_partial(
+    partial: Path, options: RunOptions, asked: dict[str, Any], contents: dict[tuple[str, str], str]
+) -> float:
     """Prepare the folder to work in; return the seconds that earlier attempts spent on what is taken up from it."""
-    asked = asked | {f"the content of {name}": content for name, content in contents.items()}
+    asked = asked | {f"the content of {option} ({name})": content for (option, name), content in contents.items()}
     run_file = partial / _RUN_FILE
     found = [path for path in partial.iterdir() if path.name != _LOCK_FILE]
     if not run_file.exists():

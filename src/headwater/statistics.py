@@ -1,4 +1,7 @@
-"""Whether one model is better than another on the same test rows, or only looks so."""
+"""Whether one model is better than another on the same test rows, or only looks so.
+
+Shapes: S seeds, N test rows.
+"""
 
 from __future__ import annotations
 
@@ -28,43 +31,56 @@ def paired_bootstrap(correct_a: ArrayLike, correct_b: ArrayLike, *, samples: int
     The test rows are drawn again with replacement, `samples` times, and both models are scored on each draw
     (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; Koehn, "Statistical
     significance tests for machine translation evaluation", 2004). The interval says how far other rows of the
-    same kind could move the difference. It does not cover what further seeds could do.
+    same kind could move the difference, and with several seeds how far other seeds could too. Those are too few to
+    draw from: each draw is moved by a deviate of Student's t with S - 1 degrees of freedom, times the standard error
+    that the seeds' differences have beyond the rows' noise (rows and seeds are crossed random effects: Clark, "The
+    language-as-fixed-effect fallacy", 1973; the part that belongs to the seeds is that of the analysis of variance).
+    Of a single seed nothing is known but the rows.
 
     Args:
-        correct_a: A score per test row, 1 for right and 0 for wrong: shape (N,), or (S, N) for S seeds, which
-            are averaged row by row first.
-        correct_b: The same rows in the same order, scored by the other model.
+        correct_a: A score per test row, 1 for right and 0 for wrong: shape (N,), or (S, N) for S seeds.
+        correct_b: The same rows in the same order and the same seeds, scored by the other model.
         samples: How many times the rows are drawn.
         seed: Seeds the draws: the same input gives the same interval.
 
     Raises:
         DataError: There are no rows, or the two models were not scored on equally many.
     """
-    a, b = per_row(correct_a), per_row(correct_b)
-    if a.shape != b.shape:
+    a_SN, b_SN = _by_seed(correct_a), _by_seed(correct_b)
+    if a_SN.shape != b_SN.shape:
         raise DataError(
-            f"{a.size} and {b.size} test rows can't be paired: evaluate both models on the same rows in the same order"
+            f"{' x '.join(map(str, a_SN.shape))} and {' x '.join(map(str, b_SN.shape))} scores (seeds x test rows) "
+            "can't be paired: evaluate both models with the same seeds on the same rows in the same order"
         )
     if samples < 1:
         raise DataError(f"samples = {samples}: draw the rows at least once, 10 000 times is usual")
     # Rows with the same difference are interchangeable: drawing how often each difference occurs is the same
     # as drawing rows, and costs samples x (a few values) in place of samples x N.
-    values, counts = np.unique(a - b, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(a.size, counts / a.size, size=samples)
-    low, high = np.quantile(draws @ values / a.size, [0.025, 0.975])
-    return Interval(mean=float(np.mean(a - b)), low=float(low), high=float(high))
+    difference_SN = a_SN - b_SN
+    seeds, rows = difference_SN.shape
+    values, counts = np.unique(difference_SN.mean(axis=0), return_counts=True)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(rows, counts / rows, size=samples) @ values / rows
+    if seeds > 1:
+        draws += _error_of_seeds(difference_SN) * rng.standard_t(seeds - 1, size=samples)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Interval(mean=float(difference_SN.mean()), low=float(low), high=float(high))
 
 
-def per_row(correct: ArrayLike) -> NDArray[np.float64]:
-    """Return one score a row: the mean over the seeds where there are several.
-
-    Raises:
-        DataError: There are no rows, or the shape is neither (N,) nor (S, N).
-    """
+def _by_seed(correct: ArrayLike) -> NDArray[np.float64]:
     scores = np.asarray(correct, dtype=np.float64)
     if scores.ndim not in (1, 2) or scores.size == 0:
         raise DataError(f"scores of shape {scores.shape}: give one score a test row, or one line of scores a seed")
-    return scores if scores.ndim == 1 else scores.mean(axis=0)
+    return np.atleast_2d(scores)
+
+
+def _error_of_seeds(difference_SN: NDArray[np.float64]) -> float:
+    """Return the standard error of the mean over seeds, without what the rows' noise gives it."""
+    seeds, rows = difference_SN.shape
+    by_seed_S1, by_row_1N = difference_SN.mean(axis=1, keepdims=True), difference_SN.mean(axis=0, keepdims=True)
+    rest_SN = difference_SN - by_seed_S1 - by_row_1N + difference_SN.mean()
+    noise = float((rest_SN**2).sum()) / ((seeds - 1) * max(1, rows - 1)) / rows
+    return float(np.sqrt(max(0.0, float(by_seed_S1.var(ddof=1)) - noise) / seeds))
 
 
 def verdict(interval: Interval) -> str:

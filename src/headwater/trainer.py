@@ -89,11 +89,13 @@ class ParameterGroup:
         prefixes: Parameter names begin with one of these.
         lr_factor: Times the peak learning rate.
         epochs: Those in which they learn, counted from 0; in the others they are frozen.
+        decays: Whether weight decay pulls them to zero.
     """
 
     prefixes: tuple[str, ...]
     lr_factor: float = 1.0
     epochs: Container[int] = ALWAYS
+    decays: bool = True
 
 
 class Objective(Protocol):
@@ -102,7 +104,10 @@ class Objective(Protocol):
     steps_per_epoch: int
 
     def losses(self, step: int, share: Share) -> Iterator[Tensor]:
-        """Yield what adds up, over all shares, to the loss of a step; each is asked for when the last one is done."""
+        """Yield what adds up, over all shares, to the loss of a step.
+
+        Each is asked for when the parameters hold the gradient of the last one.
+        """
 
     def lr_factor(self, step: int) -> float:
         """Return the share of the learning rate that a step takes; the first of several objectives says it."""
@@ -188,11 +193,14 @@ def fit(
     trained = trained or model
     device = next(model.parameters()).device
     notes: list[str] = []
+    found: list[Curve] = []
     if options.processes > options.processes_on(device) == 1:
         notes.append("--processes was ignored: on a machine with a GPU one process trains.")
     with precision(options.precision, device):
         if options.lr == "auto":
-            lr = _find_lr(trained, objectives, groups, options, seed)
+            tested = _range_test(trained, objectives, groups, options, seed)
+            lr = suggest_lr(tested)
+            found.append(tested.model_copy(update={"chosen": lr}))
             notes.append(f"The learning-rate finder chose {lr:.2g}.")
         else:
             lr = options.lr
@@ -206,8 +214,10 @@ def fit(
                 run.finish_epoch(figures, _score(figures, best_by) if best_by else float(run.epoch))
                 if progress:
                     progress.epoch_done(run.epoch, options.epochs, figures)
+    if state_file:
+        run.save()  # a stage that is killed in a later training doesn't begin this one again
     load_weights(trained, run.best_weights)
-    return FitResult(run.curves(), run.best_figures, run.stopped, tuple(notes))
+    return FitResult([*run.curves(), *found], run.best_figures, run.stopped, tuple(notes))
 
 
 def _score(figures: dict[str, float], best_by: tuple[str, bool]) -> float:
@@ -403,21 +413,24 @@ def make_optimizer(
         if not parameters:
             known = ", ".join(name for name, _ in trained.named_parameters())
             raise ConfigError(f"the group {group.prefixes} fits no parameter; there are: {known}")
-    settings = [{"params": parameters, "lr": lr} for parameters in taken]
+    settings = [
+        {"params": parameters, "lr": lr, "weight_decay": options.weight_decay if group.decays else 0.0}
+        for group, parameters in zip(groups, taken, strict=True)
+    ]
     if options.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=lr, momentum=0.9, weight_decay=options.weight_decay)
+        return torch.optim.SGD(settings, lr=lr, momentum=0.9)
     # The fused kernel makes one pass over large embeddings where the default makes ten.
-    return torch.optim.AdamW(settings, lr=lr, weight_decay=options.weight_decay, fused=True)
+    return torch.optim.AdamW(settings, lr=lr, fused=True)
 
 
-def _find_lr(
+def _range_test(
     trained: torch.nn.Module,
     objectives: Sequence[Objective],
     groups: Sequence[ParameterGroup],
     options: TrainOptions,
     seed: int,
-) -> float:
-    """Return the rate that the learning-rate finder suggests; the weights are put back afterwards."""
+) -> Curve:
+    """Return the learning-rate finder's curve; the weights are put back afterwards."""
     before = weights_of(trained)
     run = _Run(trained, objectives, options.model_copy(update={"schedule": "constant"}), 0.0, groups, seed, None)
     torch.manual_seed(seed)
@@ -429,6 +442,6 @@ def _find_lr(
     run.thaw(options.epochs - 1)  # the rate is for all that will learn, and what stays frozen must not help to find it
     try:
         with run.gradients:
-            return suggest_lr(lr_range_test(train_step))
+            return lr_range_test(train_step)
     finally:
         load_weights(trained, before)

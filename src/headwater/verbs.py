@@ -26,12 +26,14 @@ class Verb:
         options: ``"module:class"`` of its options.
         run: ``"module:function"``; takes what `subject` says, if anything, and the options.
         subject: What it starts from: nothing, a checkpoint, the path of a checkpoint or artifact, or that of a file.
+        by_name: Whether `run` takes a checkpoint by its name, to open it itself.
     """
 
     summary: str
     options: str
     run: str
     subject: str = ""
+    by_name: bool = False
 
     def options_class(self) -> type[Config]:
         """Import the options."""
@@ -43,7 +45,7 @@ class Verb:
         run = _resolve(self.run)
         if not self.subject:
             return run(options)
-        if self.subject == MODEL:
+        if self.subject == MODEL and not self.by_name:
             from headwater.pretrained import open_checkpoint
 
             return run(open_checkpoint(str(subject)), options)
@@ -67,6 +69,13 @@ VERBS = {
         "headwater.transfer_learning.options:TransferOptions",
         "headwater.transfer_learning.verb:transfer",
         MODEL,
+    ),
+    "fine-tune": Verb(
+        "transfer in one call: what can be chosen is, each step is shown",
+        "headwater.transfer_learning.fine_tuning:FineTuneOptions",
+        "headwater.transfer_learning.fine_tuning:run_steps",
+        MODEL,
+        by_name=True,
     ),
     "reshape": Verb(
         "change a model's widths, layers or directions and keep what it has learned",
@@ -133,7 +142,7 @@ VERBS = {
         "headwater.benchmark.doctor:doctor",
     ),
 }
-STAGES = ("pretrain", "import", "transfer", "reshape", "federate", "personalize", "compress", "export")
+STAGES = ("pretrain", "import", "transfer", "fine-tune", "reshape", "federate", "personalize", "compress", "export")
 """The verbs that write a folder: what a journey is made of."""
 
 

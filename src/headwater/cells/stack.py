@@ -5,12 +5,14 @@ Shapes: B batch, T time, D input features, H hidden, R directions (1 or 2).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from headwater.cells import cell_class
+from headwater.cells.adapter import Adapter
 from headwater.cells.base import Cell, State, is_ragged
 from headwater.native import Packing, RecurrentLayer, keeps_gate_gradients, usable
 
@@ -22,7 +24,8 @@ class Layer(nn.Module):
     """A cell that reads forwards and, if bidirectional, one that reads each row backwards from its own end.
 
     A residual layer adds its states, each times a `gate`, to what it reads. The gates begin at zero: the layer then
-    passes on what it reads, and still learns (Bachlechner et al. 2020, arXiv:2003.04887).
+    passes on what it reads, and still learns (Bachlechner et al. 2020, arXiv:2003.04887). An adapter, if there is one,
+    changes what the layer passes on, not the states that it carries from step to step.
     """
 
     def __init__(
@@ -34,15 +37,23 @@ class Layer(nn.Module):
         bidirectional: bool,
         weight_drop: float,
         residual: bool,
+        adapter_units: int,
     ) -> None:
         super().__init__()
         self.fwd = cell(input_size, hidden_size, weight_drop=weight_drop)
         self.bwd = cell(input_size, hidden_size, weight_drop=weight_drop) if bidirectional else None
         self.gate = nn.Parameter(torch.zeros(input_size)) if residual else None
+        features = hidden_size * (2 if bidirectional else 1)
+        self.adapter = Adapter(features, adapter_units) if adapter_units else None
+
+    def summed(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return what an adapter reads, (..., R*H): the states y, or with x if the layer is residual."""
+        return y if self.gate is None else x + self.gate * y
 
     def joined(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return what the next layer reads, (..., R*H): the states y, or with x if the layer is residual."""
-        return y if self.gate is None else x + self.gate * y
+        """Return what the next layer reads, (..., R*H), of what this one has read and its states y."""
+        summed = self.summed(x, y)
+        return summed if self.adapter is None else self.adapter(summed)
 
     def forward(
         self, x_BTD: Tensor, lengths_B: Tensor | None, reversal_BT: Tensor | None, state: dict[str, State]
@@ -77,6 +88,7 @@ class RecurrentStack(nn.Module):
             (Gal and Ghahramani 2016, arXiv:1512.05287).
         weight_drop: See `Cell`.
         residual_layers: Numbers, from 1, of the residual layers; the first layer can't be one.
+        adapters: Units of the adapter behind each layer that has one, by the layer's number from 0.
     """
 
     def __init__(
@@ -90,6 +102,7 @@ class RecurrentStack(nn.Module):
         dropout: float = 0.0,
         weight_drop: float = 0.0,
         residual_layers: Collection[int] = (),
+        adapters: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         if any(not 1 <= number < layers for number in residual_layers):
@@ -108,6 +121,7 @@ class RecurrentStack(nn.Module):
                 bidirectional=bidirectional,
                 weight_drop=weight_drop,
                 residual=number in residual_layers,
+                adapter_units=adapters.get(number, 0),
             )
             for number, size in enumerate(sizes)
         )

@@ -42,7 +42,7 @@ class Stream:
         cells = [layer.fwd for layer in layers]
         first, weight = cells[0], cells[0].weight_ih
         self._steps: Steps | _PortableSteps
-        plain = all(layer.gate is None for layer in layers)
+        plain = all(layer.gate is None and layer.adapter is None for layer in layers)
         if plain and "kernel" in vars(type(first)) and all(map(usable, stack.parameters())):
             weights = [(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh) for cell in cells]
             self._steps = Steps(first.kernel, weights)

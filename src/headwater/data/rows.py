@@ -26,7 +26,7 @@ LEAST_HELD_OUT = 50
 """Fewer held-out rows would choose an epoch or a round by chance."""
 TOO_FEW = f"Too few rows to hold {LEAST_HELD_OUT} of them out"
 
-Role = Literal["train", "valid", "test", "source"]
+Role = Literal["train", "valid", "test", "source", "unlabelled"]
 
 
 @dataclass(frozen=True)

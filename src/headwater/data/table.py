@@ -55,7 +55,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Columns:
     if not data.strip():
         raise DataError(f"{path} is empty: give a file with at least one row")
     if kind == "parquet":
-        table = _read_parquet(path, data, columns)
+        table = read_parquet(path, data, columns)
     elif kind == "jsonl":
         table = _read_jsonl(path, _decode(path, data), columns)
     else:
@@ -201,7 +201,8 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
-def _read_parquet(path: Path, data: bytes, columns: Sequence[str]) -> Columns:
+def read_parquet(path: Path, data: bytes, columns: Sequence[str]) -> Columns:
+    """Read the asked columns from the content of a Parquet file; see `read_table`, `path` is for messages alone."""
     arrow, parquet = _pyarrow()
     try:
         file = parquet.ParquetFile(arrow.BufferReader(data))

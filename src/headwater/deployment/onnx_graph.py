@@ -104,6 +104,8 @@ def build_graph(config: ModelConfig, tensors: Weights) -> bytes:
         directions = _layer(graph, f"encoder.stack.layers.{number}", x_TBF, steps, config)
         if number in config.residual_layers:
             directions = _add_gated(graph, f"encoder.stack.layers.{number}.gate", read, directions)
+        if number in config.adapters:
+            directions = _adapt(graph, f"encoder.stack.layers.{number}.adapter", directions, encoder.hidden_size)
         x_TBF = _join(graph, directions, axis=2)
     pooled_BF = _pool(graph, directions, steps, task["pooling"], least=_least_state(config, tensors))
     bias = graph.constant("head.linear.bias", graph.tensors["head.linear.bias"])
@@ -156,9 +158,26 @@ def _add_gated(graph: GraphBuilder, gate: str, read: list[str], states: list[str
     return [graph.node("Add", *pair) for pair in zip(read, gated, strict=True)]
 
 
+def _adapt(graph: GraphBuilder, adapter: str, states: list[str], hidden: int) -> list[str]:
+    """Return what an adapter passes on, (T, B, H) of each direction."""
+    y_TBF = _join(graph, states, axis=2)
+    units_TBM = graph.node("Relu", _linear(graph, f"{adapter}.down", y_TBF))
+    adapted_TBF = graph.node("Add", y_TBF, _linear(graph, f"{adapter}.up", units_TBM))
+    if len(states) == 1:
+        return [adapted_TBF]
+    forward = graph.node("Split", adapted_TBF, graph.axes(hidden, hidden), others=("_back",), axis=2)
+    return [forward, f"{forward}_back"]
+
+
+def _linear(graph: GraphBuilder, name: str, x_TBF: str) -> str:
+    weight = graph.node("Transpose", graph.matrix(f"{name}.weight"), perm=[1, 0])
+    bias = graph.constant(f"{name}.bias", graph.tensors[f"{name}.bias"])
+    return graph.node("Add", graph.node("MatMul", x_TBF, weight), bias)
+
+
 def _least_state(config: ModelConfig, tensors: Weights) -> float:
     """Return what is less than any state: a residual layer adds its cells' states, within -1 and 1, times its gates."""
-    if config.residual_layers and config.encoder.cell == "rnn_relu":
+    if config.adapters or (config.residual_layers and config.encoder.cell == "rnn_relu"):
         return _FAR_BELOW
     gates = [tensors[f"encoder.stack.layers.{number}.gate"] for number in config.residual_layers]
     return _BELOW_ALL - sum(float(gate.abs().max()) for gate in gates)

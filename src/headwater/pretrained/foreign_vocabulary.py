@@ -19,10 +19,10 @@ from headwater.pretrained.weight_file import listed
 SIZE_LIMIT = 2**26
 """Bytes of a vocabulary's file at most (64 MiB)."""
 ALIASES = {
-    **dict.fromkeys(("<pad>", "[pad]"), PAD),
-    **dict.fromkeys(("<unk>", "[unk]", "<oov>", "[oov]"), UNKNOWN),
-    **dict.fromkeys(("<bos>", "[bos]", "<sos>", "<s>"), BEGIN),
-    **dict.fromkeys(("<eos>", "[eos]", "</s>"), END),
+    **dict.fromkeys(("<pad>", "[pad]", "xxpad"), PAD),
+    **dict.fromkeys(("<unk>", "[unk]", "<oov>", "[oov]", "xxunk"), UNKNOWN),
+    **dict.fromkeys(("<bos>", "[bos]", "<sos>", "<s>", "xxbos"), BEGIN),
+    **dict.fromkeys(("<eos>", "[eos]", "</s>", "xxeos"), END),
 }
 """What others call the special tokens, in small letters."""
 
@@ -107,12 +107,7 @@ def adopt(
     Raises:
         DataError: There is no token but special ones.
     """
-    special = {SPECIAL.index(token): row for token, row in vocabulary.items() if token in SPECIAL}
-    tokens: dict[str, int] = {}
-    for token, row in vocabulary.items():
-        place = ALIASES.get(token.lower())
-        if token not in SPECIAL and (place is None or special.setdefault(place, row) != row):
-            tokens[token] = row
+    special, tokens = _parted(vocabulary)
     if not tokens:
         raise DataError("the vocabulary has no tokens but special ones")
     rows_VE = embedding_VE[list(tokens.values())]
@@ -133,3 +128,25 @@ def adopt(
             f"{listed(missed)}."
         )
     return featurizer, made_VE, notes
+
+
+def adopt_biases(vocabulary: dict[str, int], bias_V: Tensor) -> Tensor:
+    """Put the biases of a softmax over the rows into the order of the featurizer that `adopt` makes, (V',).
+
+    Padding and the special tokens that the source doesn't know are never predicted by it: they get the least bias.
+    """
+    special, tokens = _parted(vocabulary)
+    least = bias_V.min()
+    marks = [bias_V[special[place]] if place in special else least for place in (UNKNOWN, BEGIN, END)]
+    return torch.cat([torch.stack([least, *marks]), bias_V[list(tokens.values())]])
+
+
+def _parted(vocabulary: dict[str, int]) -> tuple[dict[int, int], dict[str, int]]:
+    """Return the rows of the special tokens by their numbers, and those of the others."""
+    special = {SPECIAL.index(token): row for token, row in vocabulary.items() if token in SPECIAL}
+    tokens: dict[str, int] = {}
+    for token, row in vocabulary.items():
+        place = ALIASES.get(token.lower())
+        if token not in SPECIAL and (place is None or special.setdefault(place, row) != row):
+            tokens[token] = row
+    return special, tokens

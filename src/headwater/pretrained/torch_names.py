@@ -1,8 +1,8 @@
 """Weights under the names that `torch.nn` gives its recurrent modules.
 
 ``PREFIX.weight_ih_l0``, ``weight_hh_l0``, ``bias_ih_l0``, ``bias_hh_l0``, ``..._l1``, ``..._l0_reverse``; without the
-layer's number for the cell modules; ``PREFIX_w_ih`` in archives of the package g2p-en. Headwater's cells have the same
-shapes, gate order and equations, so nothing is converted.
+layer's number for the cell modules; ``PREFIX_w_ih`` in archives of the package g2p-en; fastai's, see `fastai_names`.
+Headwater's cells have the same shapes, gate order and equations, so nothing is converted.
 
 Shapes: D input, H hidden, G gates.
 """
@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from headwater.errors import CheckpointError
+from headwater.pretrained.fastai_names import as_one_module
 from headwater.pretrained.numpy_archive import load_numpy_archive
 from headwater.pretrained.torch_zip import load_torch_zip
 from headwater.pretrained.weight_file import CELL_BY_GATES, RecurrentLayer, Stack, WeightFile, floats
@@ -66,6 +67,7 @@ def read_numpy(path: Path) -> WeightFile:
 
 def by_torch_names(tensors: Weights) -> WeightFile:
     """Find the recurrent stacks among named tensors."""
+    tensors = as_one_module(tensors)
     parts: dict[str, _Parts] = defaultdict(lambda: defaultdict(dict))
     names: dict[str, list[str]] = defaultdict(list)
     for name, value in tensors.items():

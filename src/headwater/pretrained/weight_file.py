@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from headwater.cells import cell_class
+from headwater.cells import CELLS, cell_class
 from headwater.errors import CheckpointError, ConfigError, did_you_mean
+from headwater.pretrained.silent_units import equally_wide
 from headwater.registry import lookup
 from headwater.weights import Weights
 
@@ -95,6 +96,7 @@ class Choice:
     Attributes:
         cell: The name in the table of cells.
         layers: The first one first; all of one cell, one size, and one or two directions.
+        widths: Of the layers in the file; narrow ones have got silent units.
         embedding_VE: The embedding, float32.
         stacks: The names of the stacks that the layers were read from.
         embedding: The name of the embedding.
@@ -102,6 +104,7 @@ class Choice:
 
     cell: str
     layers: Sequence[RecurrentLayer]
+    widths: Sequence[int]
     embedding_VE: Tensor
     stacks: Sequence[str]
     embedding: str
@@ -152,15 +155,27 @@ def choose(file: WeightFile, *, prefix: str, embedding: str, cell: str) -> Choic
     layers = [layer for name in names for layer in file.stacks[name].read()]
     made = _common_cell(layers, cell)
     name = _embedding_name(file, embedding, _check_sizes(layers, made))
-    return Choice(made, layers, floats(file.tensors[name], name), names, name)
+    widths = list(map(_width, layers))
+    if len(set(widths)) > 1:
+        if made not in CELLS:
+            raise CheckpointError(f"the layers have {widths} units, where an encoder of {made} has one number of them")
+        wide = equally_wide([layer.directions for layer in layers])
+        layers = [replace(layer, directions=directions) for layer, directions in zip(layers, wide, strict=True)]
+    return Choice(made, layers, widths, floats(file.tensors[name], name), names, name)
 
 
-def describe(file: WeightFile, choice: Choice) -> list[str]:
-    """Return what was matched, what was left, and whether the cells compute the same, a sentence each."""
+def describe(file: WeightFile, choice: Choice, decoder: Iterable[str] = ()) -> list[str]:
+    """Return what was matched, what was left, and whether the cells compute the same, a sentence each.
+
+    Args:
+        file: What there is.
+        choice: What is taken.
+        decoder: The tensors of the decoder, if that is taken too.
+    """
     both = "bidirectional " if len(choice.layers[0].directions) == 2 else ""
     hidden = choice.layers[0].directions[0]["weight_hh"].shape[1]
     rows, width = choice.embedding_VE.shape
-    used = {choice.embedding, *(name for stack in choice.stacks for name in file.stacks[stack].names)}
+    used = {choice.embedding, *decoder, *(name for stack in choice.stacks for name in file.stacks[stack].names)}
     left = [name for name in file.tensors if name not in used]
     if choice.doubts:
         verdict = f"The cells were not shown to compute the same: {'; '.join(choice.doubts)}."
@@ -168,11 +183,14 @@ def describe(file: WeightFile, choice: Choice) -> list[str]:
         condition = "" if choice.layers[0].cell else f", if they are {choice.cell} as --cell says"
         verdict = f"The cells compute the same{condition}."
     layers = f"{len(choice.layers)} {both}{choice.cell} x {hidden} units in {listed(choice.stacks)}"
+    silent = "; ".join(f"layer {n} has {width}" for n, width in enumerate(choice.widths) if width < hidden)
+    filled = [f"In the file {silent}: the others are silent here, of zero weights until training moves them."]
     joined = "What stands between the embedding and the layers isn't read: they were taken to follow each other."
     return [
         f"Matched: {layers}, and the embedding {choice.embedding!r} ({rows:,} x {width}).",
         f"Left in the file: {listed(left) or 'nothing'}.",
         f"{file.convention} {verdict} {joined}",
+        *(filled if silent else ()),
     ]
 
 
@@ -242,6 +260,10 @@ def _common_cell(layers: Sequence[RecurrentLayer], given: str) -> str:
     return cell
 
 
+def _width(layer: RecurrentLayer) -> int:
+    return int(layer.directions[0]["weight_hh"].shape[1])
+
+
 def _gates(layer: RecurrentLayer) -> int:
     rows, hidden = layer.directions[0]["weight_hh"].shape
     return int(rows // hidden)
@@ -253,10 +275,11 @@ def _check_sizes(layers: Sequence[RecurrentLayer], cell: str) -> int:
         raise CheckpointError(
             f"there are {len(layers)} layers, an encoder takes {MOST_LAYERS}: name fewer with --prefix"
         )
-    hidden, count = layers[0].directions[0]["weight_hh"].shape[1], len(layers[0].directions)
+    count = len(layers[0].directions)
     first = width = int(layers[0].directions[0]["weight_ih"].shape[1])
-    rows = cell_class(cell).gates * hidden
     for number, layer in enumerate(layers):
+        hidden = _width(layer)
+        rows = cell_class(cell).gates * hidden
         if len(layer.directions) != count:
             raise CheckpointError(f"layer {number} has {len(layer.directions)} directions, the first has {count}")
         wanted = {"weight_ih": (rows, width), "weight_hh": (rows, hidden), "bias_ih": (rows,), "bias_hh": (rows,)}
@@ -264,8 +287,8 @@ def _check_sizes(layers: Sequence[RecurrentLayer], cell: str) -> int:
             for name, shape in wanted.items():
                 if tuple(tensors[name].shape) != shape:
                     raise CheckpointError(
-                        f"layer {number} has a {name} of {tuple(tensors[name].shape)}, where an encoder of {cell} x "
-                        f"{hidden} units has {shape}: its layers are of one size, each reads the one below"
+                        f"layer {number} has a {name} of {tuple(tensors[name].shape)}, where {cell} x {hidden} units "
+                        f"that read {width} numbers have {shape}: each layer reads the one below"
                     )
         width = count * hidden
     return first

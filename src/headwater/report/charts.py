@@ -13,6 +13,7 @@ from markupsafe import Markup
 from headwater.report import formatting as fmt
 from headwater.report.svg import (
     COLOURS,
+    LogScale,
     Scale,
     dot,
     drawing,
@@ -111,6 +112,23 @@ def curve(
             for a, b in points
         ]
     return join(parts)
+
+
+def range_test_chart(series: Series, chosen: float, *, title: str, x_label: str, y_label: str) -> Markup:
+    """Draw a learning-rate finder's curve over a logarithmic axis, with the rate that was chosen by it."""
+    points = [(x, y) for x, y in thin(series) if x > 0]
+    if len(points) < 2 or not chosen > 0:
+        return Markup("")
+    y_ticks = fit_ticks(min(y for _, y in points), max(y for _, y in points))
+    x = LogScale(min(points[0][0], chosen), max(points[-1][0], chosen), 58.0, WIDTH - 14.0)
+    y = Scale(y_ticks[0], y_ticks[-1], 200.0, 10.0)
+    said = f"{x_label} {fmt.number(chosen)}"
+    parts = axes(x, y, x.decades(), y_ticks, x_label=x_label, show=fmt.number)
+    parts.append(curve(series.name, points, x, y, colour(0), fmt.number, x_label))
+    parts.append(tag("g", tag("title", f"chosen: {said}"), line(x(chosen), y.start, x(chosen), y.end, "mean")))
+    legend = [(f"line {colour(0)}", y_label), ("tall", f"chosen: {fmt.number(chosen)}")]
+    body = drawing(parts, width=WIDTH, height=240.0, label=f"{title}: {y_label} by {x_label}; chosen: {said}")
+    return figure(title, body, legend=legend)
 
 
 def thin(series: Series) -> list[tuple[float, float]]:

@@ -49,10 +49,14 @@ def with_verb(records: Iterable[StageRecord], verb: str) -> list[StageRecord]:
 
 
 def measured(record: StageRecord) -> tuple[str, dict[str, float]] | None:
-    """Return what the stage's accuracy was measured on and the figures, best evidence first."""
+    """Return what the stage's accuracy was measured on and the figures, best evidence first.
+
+    A language model's accuracy is that of tokens, which is nothing to set beside that of rows.
+    """
     for name in (*ACCURACY_FROM, *sorted(record.metrics)):
-        if "accuracy" in record.metrics.get(name, {}):
-            return name, record.metrics[name]
+        figures = record.metrics.get(name, {})
+        if "accuracy" in figures and "perplexity" not in figures:
+            return name, figures
     return None
 
 

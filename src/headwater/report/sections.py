@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headwater.records import Curve, DataUse, Example, StageRecord
+from headwater.records import Coverage, Curve, DataUse, Example, StageRecord
 from headwater.report import formatting as fmt
-from headwater.report.charts import Series, heat_map, line_chart
+from headwater.report.charts import Series, heat_map, line_chart, range_test_chart
 from headwater.report.collect import plain, with_verb
 from headwater.report.device import device_facts
 from headwater.report.federation import federated_facts, personal_facts, privacy_facts
+from headwater.report.language import language_facts
 from headwater.report.lineage import draw_lineage
 from headwater.report.transfer import transfer_facts
 
@@ -61,9 +62,9 @@ def data_facts(records: Sequence[StageRecord]) -> Facts | None:
 
 
 def curve_charts(curves: Sequence[Curve]) -> list[Any]:
-    """Draw the curves; those that measure the same over the same steps share a chart."""
+    """Draw the curves: those that measure the same over the same steps in one chart, one that chose a value alone."""
     charts: dict[tuple[str, str], list[Curve]] = {}
-    for curve in curves:
+    for curve in (curve for curve in curves if curve.chosen is None):
         quantity = curve.name.split()[-1] if curve.name.split() else curve.name
         charts.setdefault((quantity, curve.x_label), []).append(curve)
     drawn = []
@@ -78,6 +79,12 @@ def curve_charts(curves: Sequence[Curve]) -> list[Any]:
                 show_tick=fmt.percent_tick if share else fmt.number,
             )
         )
+    for curve in curves:
+        if curve.chosen is not None:
+            title, series = curve.name[:1].upper() + curve.name[1:], Series(curve.name, curve.x, curve.y)
+            drawn.append(
+                range_test_chart(series, curve.chosen, title=title, x_label=curve.x_label, y_label="train loss")
+            )
     return [chart for chart in drawn if chart]
 
 
@@ -96,13 +103,40 @@ def training_facts(records: Sequence[StageRecord]) -> Facts | None:
     return {"stages": stages} if stages else None
 
 
+COVERAGE_WORDS = {
+    "copied": ("s0", "copied as they are"),
+    "folded": ("s2", "found in another case"),
+    "normalized": ("s1", "found in another form of the same characters"),
+    "converted": ("s3", "found in other Chinese characters, traditional or simplified"),
+    "composed": ("s4", "composed of their characters"),
+    "pieced": ("s5", "composed of subwords that the source knows"),
+    "new": ("same", "new"),
+}
+
+
+def coverage_kinds(coverage: Coverage) -> list[Facts]:
+    """Return how many types were found in which way, and their share of the tokens where it is known."""
+    total = sum(coverage.tokens.values())
+    return [
+        {
+            "class": class_,
+            "types": types,
+            "words": words,
+            "share": coverage.tokens.get(kind, 0) / total if total else None,
+        }
+        for kind, (class_, words) in COVERAGE_WORDS.items()
+        if (types := getattr(coverage, kind))
+    ]
+
+
 def coverage_facts(records: Sequence[StageRecord]) -> Facts | None:
     """Return the vocabulary coverages: of runs on as many rows the first, with the span of the others."""
     found: dict[str, Facts] = {}
     for number, record in enumerate(records):
         if record.coverage:
             key = str(record.config.get("rows")) if record.verb == "transfer" else f"stage {number}"
-            line = found.setdefault(key, {"coverage": record.coverage, "stages": [], "shares": []})
+            kinds = coverage_kinds(record.coverage)
+            line = found.setdefault(key, {"coverage": record.coverage, "kinds": kinds, "stages": [], "shares": []})
             line["stages"].append(record.name)
             line["shares"].append(record.coverage.tokens_share)
     return {"lines": list(found.values())} if found else None
@@ -165,6 +199,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[StageRecord]], Facts | None]]
     ("data", "Data", data_facts),
     ("training", "Training curves", training_facts),
     ("transfer", "Transfer", transfer_facts),
+    ("language", "Language models", language_facts),
     ("coverage", "Vocabulary coverage", coverage_facts),
     ("federated", "Federated learning", federated_facts),
     ("privacy", "Privacy spent", privacy_facts),

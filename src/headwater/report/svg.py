@@ -108,6 +108,21 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
+@dataclass(frozen=True)
+class LogScale(Scale):
+    """A mapping from positive figures to coordinates: equal ratios are equally far apart."""
+
+    def __call__(self, value: float) -> float:
+        """Return the coordinate of a figure."""
+        share = math.log(value / self.low) / math.log(self.high / self.low)
+        return self.start + share * (self.end - self.start)
+
+    def decades(self) -> list[float]:
+        """Return the powers of ten in the range."""
+        first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+        return [10.0**power for power in range(first, last + 1)]
+
+
 def fit_ticks(low: float, high: float, most: int = 5, *, whole: bool = False) -> list[float]:
     """Return round figures that span the range, about `most` steps apart.
 

@@ -15,7 +15,7 @@ from headwater.report.charts import Bar, interval_chart
 from headwater.report.collect import accuracy, measured, plain, with_verb
 from headwater.statistics import GAIN, LOSS, Interval, mean_and_spread, paired_bootstrap, verdict
 
-METHODS = ("scratch", "features", "init", "finetune", "multitask", "lora")
+METHODS = ("scratch", "features", "init", "finetune", "multitask", "lora", "adapters")
 SCRATCH = "scratch"
 EVERY_RUN_DIFFERS = frozenset({"out", "seed", "resume", "quiet", "device", "threads", "method", "rows"})
 
@@ -93,8 +93,13 @@ def compare(group: Group, groups: Sequence[Group]) -> Comparison:
     if group.method == SCRATCH:
         return make(reason="the reference")
     pairs = pairs_of(group, groups)
-    if not pairs and all(SCRATCH in run.controls for run in group.runs):
-        return make(reason="its own control stands among the notes")
+    own = [run.gain for run in group.runs if run.gain]
+    if not pairs and len(own) == len(group.runs) == 1:
+        interval = Interval(own[0].mean, own[0].low, own[0].high)
+        seeds = f"{own[0].seeds} seed{'s' if own[0].seeds > 1 else ''}"
+        return make(interval=interval, verdict=own[0].verdict, reason=f"over its own twin, {seeds}")
+    if not pairs and len(own) == len(group.runs):
+        return make(reason="what each gained over its own twin stands among the notes")
     if not pairs:
         return make(reason="no scratch run on the same rows, seed and test rows")
     ours, theirs = (np.array([list(map(int, pair[side].correct)) for pair in pairs]) for side in (0, 1))

@@ -44,7 +44,8 @@ def insert_layer(config: ModelConfig, weights: Weights, number: int, seed: int) 
     if not 1 <= number <= layers:
         raise ConfigError(f"a layer can be inserted above layers 1 to {layers}, not above layer {number}")
     residual = {layer + (layer >= number) for layer in config.residual_layers} | {number}
-    deeper = _with_layers(config, layers + 1, residual)
+    adapters = {layer + (layer >= number): units for layer, units in config.adapters.items()}
+    deeper = _with_layers(config, layers + 1, residual, adapters)
     fresh = weights_of(built(deeper, seed=seed))
     renamed = _renumbered(weights, lambda layer: layer + (layer >= number))
     return deeper, {name: renamed.get(name, value) for name, value in fresh.items()}
@@ -73,7 +74,9 @@ def drop_layer(config: ModelConfig, weights: Weights, number: int, batch: Batch)
         raise ConfigError(f"layer {number + 1} can't be dropped: the model has {layers}, and needs one at least")
     if number + 1 in config.residual_layers:  # its sum is read by others too
         raise ConfigError(f"layer {number + 2} adds to layer {number + 1}: drop layer {number + 2} first")
-    shallower = _with_layers(config, layers - 1, {n - (n > number) for n in config.residual_layers if n != number})
+    residual = {layer - (layer > number) for layer in config.residual_layers if layer != number}
+    adapters = {layer - (layer > number): units for layer, units in config.adapters.items() if layer != number}
+    shallower = _with_layers(config, layers - 1, residual, adapters)
     model = built(config, weights)
     embedded, passes = run_layers(model, batch)
     outputs = [embedded, *(layer.passed_BTF for layer in passes)]
@@ -131,9 +134,10 @@ def _ridge(now_NF: Tensor, was_NF: Tensor, strength: float) -> tuple[Tensor, Ten
     return weight, was_mean - weight @ now_mean
 
 
-def _with_layers(config: ModelConfig, layers: int, residual: set[int]) -> ModelConfig:
+def _with_layers(config: ModelConfig, layers: int, residual: set[int], adapters: dict[int, int]) -> ModelConfig:
     encoder = config.encoder.model_copy(update={"layers": layers})
-    return config.model_copy(update={"encoder": encoder, "residual_layers": tuple(sorted(residual))})
+    changes = {"encoder": encoder, "residual_layers": tuple(sorted(residual)), "adapters": adapters}
+    return config.model_copy(update=changes)
 
 
 def _renumbered(weights: Weights, number: Callable[[int], int]) -> Weights:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from headwater.axes import EMBEDDING, Axes
+from headwater.cells.adapter import Adapter
 from headwater.cells.stack import Layer, reversal_index
 from headwater.data.batches import Batch
 from headwater.model import SequenceModel
@@ -23,10 +24,12 @@ class LayerPass:
 
     Attributes:
         states_BTF: The states of its cells, (B, T, R*H).
-        passed_BTF: What the next one reads: the states, or what a residual layer makes of them.
+        summed_BTF: What its adapter reads, if it has one: the states, or what a residual layer makes of them.
+        passed_BTF: What the next one reads.
     """
 
     states_BTF: Tensor
+    summed_BTF: Tensor
     passed_BTF: Tensor
 
 
@@ -41,8 +44,8 @@ def run_layers(model: SequenceModel, batch: Batch) -> tuple[Tensor, list[LayerPa
     for layer in stack.layers:
         assert isinstance(layer, Layer)  # noqa: S101 - what the stack has put there
         y_BTF, _ = layer(x_BTF, batch.lengths_B, reversal_BT, {})
-        x_BTF = layer.joined(x_BTF, y_BTF)
-        passes.append(LayerPass(y_BTF, x_BTF))
+        summed_BTF, x_BTF = layer.summed(x_BTF, y_BTF), layer.joined(x_BTF, y_BTF)
+        passes.append(LayerPass(y_BTF, summed_BTF, x_BTF))
     return x_BTE, passes
 
 
@@ -57,6 +60,11 @@ def what_is_read(model: SequenceModel, axes: Axes, batch: Batch) -> dict[str, Te
             name = f"encoder.stack.layers.{number}.{side}"
             read[f"{name}.weight_ih"] = valid_steps(batch, below[number])
             read[f"{name}.weight_hh"] = valid_steps(batch, states_BTH)
+        adapter = model.encoder.stack.layers[number].adapter
+        if isinstance(adapter, Adapter):
+            name = f"encoder.stack.layers.{number}.adapter"
+            read[f"{name}.down.weight"] = summed_NF = valid_steps(batch, layer.summed_BTF)
+            read[f"{name}.up.weight"] = adapter.bottleneck(summed_NF)
     head_NF = head_reads(model, batch, below[-1])
     for name, of_name in axes.items():
         if name.startswith("head.") and of_name[-1].reads and of_name[-1].spaces != (EMBEDDING,):

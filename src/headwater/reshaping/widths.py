@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from headwater.axes import EMBEDDING, Axes, Axis
+from headwater.cells.adapter import units_of
 from headwater.cells.stack import spaces
 from headwater.checkpoint import ModelConfig
 from headwater.model import SequenceModel
@@ -39,7 +40,8 @@ def widths_of(config: ModelConfig) -> dict[str, int]:
     encoder = config.encoder
     made = spaces(encoder.layers, config.residual_layers, bidirectional=encoder.bidirectional)
     units = {space: encoder.hidden_size for of_layer in made for space in of_layer}
-    return units | {EMBEDDING: encoder.embedding_size}
+    bottlenecks = {units_of(number): width for number, width in config.adapters.items()}
+    return units | bottlenecks | {EMBEDDING: encoder.embedding_size}
 
 
 def built(config: ModelConfig, weights: Weights | None = None, seed: int = 0) -> SequenceModel:

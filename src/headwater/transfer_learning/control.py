@@ -5,12 +5,14 @@ Shapes: S seeds, N test rows, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from headwater.evaluation import Evaluation
-from headwater.records import Metrics
+from headwater.records import Gain, Metrics
 from headwater.registry import lookup
 from headwater.statistics import paired_bootstrap, verdict
 from headwater.tasks.classification import class_probabilities
@@ -18,31 +20,52 @@ from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.job import Job, make_job
 from headwater.transfer_learning.options import SCRATCH
 
+_LINEAR = "tfidf_logistic_regression"
 
-def compare_with_scratch(job: Job) -> tuple[Metrics, str]:
+
+def announce(job: Job, number: int) -> None:
+    """Show which training of a transfer begins, where its control makes them several."""
+    trainings = _trainings(job)
+    if len(trainings) > 1:
+        method, seed = trainings[number]
+        job.workspace.progress.note(f"training {number + 1} of {len(trainings)}: {method}, seed {seed}")
+
+
+def compare_with_scratch(job: Job, baselines: Mapping[str, Metrics]) -> dict[str, Any]:
     """Train a finished job's twin from scratch: same rows, options and seed, nothing carried over.
 
     With several seeds both are trained once for each, on the same rows.
 
+    Args:
+        job: The finished transfer.
+        baselines: Figures of the linear baseline, to stand in the sentence too.
+
     Returns:
-        The twin's figures on the test rows, means over the seeds, and a sentence with the paired interval and verdict.
+        Record fields: the twin's figures on the test rows, means over the seeds, as `controls`; the `gain`; and as
+        `notes` a sentence that says it, or why there is no twin.
     """
-    options, test = job.options, job.splits.test
-    ours, theirs = [evaluate(job)], []
-    for seed in range(options.seed, options.seed + options.control_seeds):
-        if seed != options.seed:
-            ours.append(evaluate(_trained(job, options.method, seed)))
-        theirs.append(evaluate(_trained(job, SCRATCH, seed)))
+    test = job.splits.test
+    if not len(test):
+        return {"notes": ["No twin from scratch was trained: there are no rows to compare on; add --test FILE."]}
+    if job.options.method == SCRATCH:
+        over = _over_linear(evaluate(job).figures(), baselines)
+        return {"notes": [f"A training from scratch is the control itself, so no twin stands beside it{over}."]}
+    ours: list[Evaluation] = [evaluate(job)]
+    theirs: list[Evaluation] = []
+    for number, (method, seed) in enumerate(_trainings(job)[1:], 1):
+        announce(job, number)
+        (theirs if method == SCRATCH else ours).append(evaluate(_trained(job, method, seed)))
     interval = paired_bootstrap(_correct(ours), _correct(theirs))
+    gain = Gain(**vars(interval), seeds=len(ours), verdict=verdict(interval))
     own, twin = _means(ours), _means(theirs)
-    seeds = f" over {options.control_seeds} seeds" if options.control_seeds > 1 else ""
-    rows = "test rows" if job.splits.test_name == "test" else "held-out rows"
+    means = f", means of {len(ours)} seeds" if len(ours) > 1 else ""
+    rows = f"{len(test)} {'test' if job.splits.test_name == 'test' else 'held-out'} rows"
     note = (
-        f"Accuracy {own['accuracy']:.3f}, its twin from scratch {twin['accuracy']:.3f}{seeds}: {interval.mean:+.3f}, "
-        f"95% interval {interval.low:+.3f} to {interval.high:+.3f} (paired bootstrap of {len(test)} {rows}): "
-        f"{verdict(interval)}."
+        f"Over training from scratch {gain.mean:+.3f} in accuracy ({own['accuracy']:.3f} against "
+        f"{twin['accuracy']:.3f}{means}; 95% interval {gain.low:+.3f} to {gain.high:+.3f}, paired bootstrap of {rows}"
+        f"{' and seeds' if means else ''}): {gain.verdict}{_over_linear(own, baselines)}."
     )
-    return twin, note
+    return {"controls": {SCRATCH: twin}, "gain": gain, "notes": [note]}
 
 
 def evaluate(job: Job) -> Evaluation:
@@ -53,9 +76,17 @@ def evaluate(job: Job) -> Evaluation:
     return Evaluation.of(job.splits.test, labels, probabilities_NK)
 
 
+def _trainings(job: Job) -> list[tuple[str, int]]:
+    """Return the method and seed of each training, the transfer's own first."""
+    options = job.options
+    if not options.control or options.method == SCRATCH or not len(job.splits.test):
+        return [(options.method, options.seed)]
+    seeds = range(options.seed, options.seed + options.control_seeds)
+    return [(method, seed) for seed in seeds for method in (options.method, SCRATCH)]
+
+
 def _trained(job: Job, method: str, seed: int) -> Job:
     """Return another job on the same rows when it is done; its interrupted state has a name of its own."""
-    job.workspace.progress.note(f"control: {method}, seed {seed}")
     options = job.options.model_copy(update={"method": method, "seed": seed})
     other = make_job(job.source, job.splits, options, job.workspace, from_scratch=method == SCRATCH)
     other = replace(other, part=f"{'twin' if method == SCRATCH else 'again'}-{seed}")
@@ -63,8 +94,15 @@ def _trained(job: Job, method: str, seed: int) -> Job:
     return other
 
 
+def _over_linear(own: Metrics, baselines: Mapping[str, Metrics]) -> str:
+    linear = baselines.get(_LINEAR)
+    if not linear:
+        return ""
+    return f"; over the linear baseline ({linear['accuracy']:.3f}) {own['accuracy'] - linear['accuracy']:+.3f}"
+
+
 def _correct(evaluations: list[Evaluation]) -> np.ndarray:
-    return np.array([e.probabilities_NK.argmax(1) == e.targets_N for e in evaluations])
+    return np.stack([evaluation.hits_N for evaluation in evaluations])
 
 
 def _means(evaluations: list[Evaluation]) -> Metrics:

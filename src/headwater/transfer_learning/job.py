@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,17 +10,22 @@ import torch
 from torch import nn
 
 from headwater.checkpoint import Checkpoint, ModelConfig
+from headwater.data.examples import Examples
+from headwater.data.rows import read_rows
 from headwater.errors import CheckpointError, ConfigError
 from headwater.features.text import TextFeaturizer, TextOptions
-from headwater.fitting import Splits, fit_task, with_epochs
+from headwater.fitting import Splits, fit_task, task_objective, with_epochs
 from headwater.model import SequenceModel
 from headwater.records import Coverage, DataUse
 from headwater.stage import Workspace
 from headwater.tasks import Task
+from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.trainer import ALWAYS, NEVER, FitResult, Objective, ParameterGroup, TrainOptions
+from headwater.transfer_learning.language_model import LANGUAGE_MODELING, has_decoder
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.regularization import Anchor, ShrunkClassification
-from headwater.transfer_learning.vocabulary import remap, union_featurizer
+from headwater.transfer_learning.virtual_adversarial import VirtualAdversarial
+from headwater.transfer_learning.vocabulary import Remapping, union_featurizer
 from headwater.weights import Weights, load_weights
 
 
@@ -39,7 +44,8 @@ class Job:
         coverage: What the source knew of the target's vocabulary; None from scratch.
         carried: The weights that the model has from the source.
         part: Names the state that an interrupted run continues from, where a stage does several jobs.
-        source_uses: Rows of the source task that the method has read.
+        source_uses: Rows beside the target's that the method has read.
+        notes: What a reader should know of what was carried over, a sentence each.
     """
 
     source: Checkpoint
@@ -53,24 +59,29 @@ class Job:
     carried: Weights
     part: str = ""
     source_uses: list[DataUse] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def task(self) -> Task:
         """The target's task, as it is trained."""
-        if self.options.bss and self.carried:
+        if self.options.bss and self.carried and self.splits.labels:
             return ShrunkClassification(**self.config.task, shrinkage=self.options.bss)
         return self.config.make_task()
 
     @property
     def epochs(self) -> int:
         """Passes over the target's rows at most."""
-        return with_epochs(self.options, len(self.splits.train)).epochs
+        options, device = self.options, self.workspace.device
+        examples = self.splits.train.encode(self.featurizer, self.splits.labels)
+        main = task_objective(self.model, self.task, examples, options, options.seed, device)
+        return with_epochs(options, main.steps_per_epoch * options.step_size).epochs
 
     def fit(
         self,
         groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
         others: Sequence[Objective] = (),
         trained: nn.Module | None = None,
+        together: Callable[[Objective], Sequence[Objective]] = lambda own: [own],
     ) -> FitResult:
         """Fit the model to the target's rows; a pull to the source takes the place of the one to zero."""
         options = self.options.only(TrainOptions)
@@ -86,8 +97,9 @@ class Job:
             part=self.part,
             seed=self.options.seed,
             groups=groups,
-            others=others,
+            others=[*others, *self.smoothness()],
             trained=trained,
+            together=together,
         )
 
     def anchors(self) -> list[Objective]:
@@ -105,10 +117,28 @@ class Job:
             pulls.append(Anchor(new, zeros, self.options.l2_sp_head))
         return pulls
 
+    def smoothness(self) -> list[Objective]:
+        """Return virtual adversarial training, if it is asked for, on the target's rows and on others beside them."""
+        options = self.options
+        if not options.vat:
+            return []
+        texts = list(self.splits.train.texts)
+        if options.vat_data:
+            more = read_rows(options.vat_data, text=options.text)
+            self.source_uses.append(more.use("train"))
+            texts += more.texts
+        examples = Examples(self.featurizer.encode_all(texts))
+        return [VirtualAdversarial(self.model, examples, options, self.workspace.device)]
+
     def layer_groups(self) -> list[str]:
-        """Return the parameter names' beginnings from the head down to the embedding, one a layer."""
+        """Return the parameter names' beginnings from the head down to the embedding, one a layer.
+
+        A language model's embedding stands beside its head: its rows are the softmax weights.
+        """
         depth = len(self.model.encoder.stack.layers)
         layers = [f"encoder.stack.layers.{number}." for number in reversed(range(depth))]
+        if self.options.task == LANGUAGE_MODELING:
+            return ["head.", "encoder.embedding.", *layers]
         return ["head.", *layers, "encoder.embedding."]
 
     def learns(self, prefix: str) -> range:
@@ -128,8 +158,8 @@ def make_job(
     reuse = source.featurizer.tokenizer if options.tokenizer in ("source", source.config.featurizer.tokenizer) else None
     target = TextFeaturizer.fit(splits.train.texts, text_options, reuse)
     featurizer = target if from_scratch else union_featurizer(source.featurizer, target)
-    same_labels = source.labels == splits.labels
-    if options.head == "source" and not same_labels:
+    same_head = has_decoder(source) if options.task == LANGUAGE_MODELING else source.labels == splits.labels
+    if options.head == "source" and not same_head and not from_scratch:
         raise ConfigError(
             f"head = 'source' needs the same labels; the source has {', '.join(source.labels) or 'none'}, "
             f"the target {', '.join(splits.labels)}: use --head new"
@@ -139,31 +169,38 @@ def make_job(
         vocabulary_size=len(featurizer.vocabulary),
         dropout=options.dropout(source.config.dropout),
         residual_layers=source.config.residual_layers,
+        adapters=source.config.adapters,
         featurizer=featurizer.options,
-        task={
-            "name": "classification",
-            "labels": splits.labels,
-            "pooling": source.config.task.get("pooling", "concat"),
-        },
+        task=_task(source, splits, options),
     )
     torch.manual_seed(options.seed)
     model = config.build()
-    coverage: Coverage | None = None
-    carried: Weights = {}
+    job = Job(source, splits, options, workspace, config, featurizer, model, None, {})
     if not from_scratch:
-        coverage, carried = _carry_over(source, model, featurizer, splits, head=same_labels and options.head != "new")
-    return Job(source, splits, options, workspace, config, featurizer, model, coverage, carried)
+        _carry_over(job, head=same_head and options.head != "new")
+    return job
 
 
-def _carry_over(
-    source: Checkpoint, model: SequenceModel, featurizer: TextFeaturizer, splits: Splits, *, head: bool
-) -> tuple[Coverage, Weights]:
-    """Copy the source's weights into the model; return what it knew of the vocabulary, and the copied weights."""
-    weights = source.weights()
+def _task(source: Checkpoint, splits: Splits, options: TransferOptions) -> dict[str, Any]:
+    """Return the settings of the target's task."""
+    if options.task == LANGUAGE_MODELING:
+        return {"name": options.task} | options.only(LanguageModelingOptions).model_dump()
+    pooling = source.config.task.get("pooling", "concat")
+    return {"name": options.task, "labels": splits.labels, "pooling": pooling}
+
+
+def _carry_over(job: Job, *, head: bool) -> None:
+    """Copy the source's weights into the model, and note what it knew of the vocabulary."""
+    weights = job.source.weights()
     embedding = weights.pop("encoder.embedding.weight", None)
     if embedding is None:
-        raise CheckpointError(f"{source.path} has no embedding: only models of text can be transferred to text")
+        raise CheckpointError(f"{job.source.path} has no embedding: only models of text can be transferred to text")
     kept = {name: value for name, value in weights.items() if head or name.startswith("encoder.")}
-    kept["encoder.embedding.weight"], coverage = remap(source.featurizer, embedding, featurizer, splits.train.texts)
-    load_weights(model, kept)
-    return coverage, kept
+    remapping = Remapping(job.source.featurizer, job.featurizer)
+    kept["encoder.embedding.weight"] = remapping.rows(embedding)
+    if head and has_decoder(job.source):
+        kept["head.bias"] = remapping.biases(kept["head.bias"])
+    load_weights(job.model, kept)
+    job.carried = kept
+    job.coverage = remapping.coverage(job.splits.train.texts)
+    job.notes += remapping.notes(job.coverage)

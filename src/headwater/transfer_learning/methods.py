@@ -5,8 +5,7 @@ Shapes: N rows, F pooled features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,16 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
 
-from headwater.data.rows import label_set, read_rows
-from headwater.data_parallel import Share
 from headwater.errors import ConfigError
-from headwater.model import SequenceModel
-from headwater.tasks.classification import Classification, PooledLinear, pooled_states
-from headwater.trainer import NEVER, FitResult, Objective, ParameterGroup, TaskObjective
+from headwater.tasks.classification import PooledLinear, pooled_states
+from headwater.trainer import NEVER, FitResult, ParameterGroup
 from headwater.transfer_learning.job import Job
 from headwater.transfer_learning.low_rank import low_rank
+from headwater.transfer_learning.multitask import fit_beside, language_model, source_tasks
 from headwater.transfer_learning.unfreezing import at_once, chain_thaw, gradual, probe_first
 
 
@@ -34,8 +30,7 @@ def scratch(job: Job) -> FitResult:
 
 def init(job: Job) -> FitResult:
     """Parameter initialization: start from the source's weights, train all of them alike."""
-    groups = [ParameterGroup((prefix,), epochs=job.learns(prefix)) for prefix in job.layer_groups()]
-    return job.fit(groups, job.anchors())
+    return fit_beside(job, _alike(job), language_model(job))
 
 
 def finetune(job: Job) -> FitResult:
@@ -55,7 +50,7 @@ def finetune(job: Job) -> FitResult:
         ParameterGroup((prefix,), job.options.lr_decay**-depth, thawed.get(prefix, NEVER))
         for depth, prefix in enumerate(layers)
     ]
-    return job.fit(groups, job.anchors())
+    return fit_beside(job, groups, language_model(job))
 
 
 def features(job: Job) -> None:
@@ -79,28 +74,13 @@ def features(job: Job) -> None:
 
 
 def multitask(job: Job) -> FitResult:
-    """Hard parameter sharing (Caruana 1997): one encoder learns the target's task and the source's at once."""
-    options = job.options
-    if options.source_data is None:
-        raise ConfigError("method = 'multitask' learns the source's task too: add --source-data FILE")
-    rows = read_rows(options.source_data, text=options.source_text, label=options.source_label)
-    job.source_uses.append(rows.use("source"))
-    task = Classification(labels=label_set(rows))
-    encoder = job.model.encoder
-    source = SequenceModel(encoder, task.head(encoder, job.config.dropout.head_dropout)).to(job.workspace.device)
-    beside = TaskObjective(
-        source,
-        task,
-        rows.encode(job.featurizer, task.labels),
-        options.batch_size,
-        options.seed,
-        job.workspace.device,
-        options.accumulate,
-    )
-    trained = nn.ModuleDict({"target": job.model, "source_head": source.head})
-    groups = [ParameterGroup((f"target.{prefix}",), epochs=job.learns(prefix)) for prefix in job.layer_groups()]
-    weighted = Weighted(beside, options.source_weight)
-    return job.fit([*groups, ParameterGroup(("source_head.",))], [weighted, *job.anchors()], trained)
+    """Hard parameter sharing (Caruana 1997): one encoder learns the target's task and others at once."""
+    tasks = [*source_tasks(job), *language_model(job)]
+    if not tasks:
+        raise ConfigError(
+            "method = 'multitask' learns other tasks too: add --source-data FILE, or --lm-weight for a language model"
+        )
+    return fit_beside(job, _alike(job), tasks)
 
 
 def lora(job: Job) -> FitResult:
@@ -123,21 +103,8 @@ def lora(job: Job) -> FitResult:
     return replace(result, notes=(*result.notes, note))
 
 
-@dataclass
-class Weighted(Objective):
-    """An objective that counts more or less."""
-
-    objective: Objective
-    weight: float
-
-    def __post_init__(self) -> None:
-        """An epoch is the objective's own."""
-        self.steps_per_epoch = self.objective.steps_per_epoch
-
-    def losses(self, step: int, share: Share) -> Iterator[Tensor]:
-        """Yield the weighted parts of the loss."""
-        for loss in self.objective.losses(step, share):
-            yield self.weight * loss
+def _alike(job: Job) -> list[ParameterGroup]:
+    return [ParameterGroup((prefix,), epochs=job.learns(prefix)) for prefix in job.layer_groups()]
 
 
 def _shallow(strength: float) -> Pipeline:

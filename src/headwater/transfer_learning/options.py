@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headwater.config import Config, DataOptions, Fraction, RunOptions
+from headwater.errors import ConfigError
 from headwater.features.tokenizers import TOKENIZERS
-from headwater.model import DropoutOptions
-from headwater.registry import name_in
+from headwater.model import MOST_UNITS, DropoutOptions
+from headwater.registry import lookup, name_in
+from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.trainer import TrainOptions
 from headwater.transfer_learning import METHODS
+from headwater.transfer_learning.balancing import BALANCERS
+from headwater.transfer_learning.task_options import TaskOptions
 
 AUTO, SCRATCH = "auto", "scratch"
 Freeze = Literal["none", "embedding", "encoder"]
+_VAT = ("vat", "vat_radius", "vat_data")
 
 
 class DropoutChanges(Config):
@@ -36,14 +41,18 @@ class DropoutChanges(Config):
         return source.model_copy(update=self.only(DropoutChanges).model_dump(exclude_none=True))
 
 
-class TransferOptions(DropoutChanges, TrainOptions, DataOptions, RunOptions):
+class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, TrainOptions, DataOptions, RunOptions):
     """Options of `transfer`."""
 
+    task: Literal["classification", "language_modeling"] = "classification"
+    """What to learn from the target: `classification`, or `language_modeling`, which makes a language model of the
+    target's text from one of another text (Howard and Ruder 2018, section 3.2) and needs no labels."""
     method: Annotated[str, name_in("headwater.transfer_methods", METHODS, AUTO)] = "finetune"
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers),
-    `multitask` (learn the source's task beside the target's) or `lora` (the head, and low-rank adapters on frozen
-    matrices); `auto` tries the others but `lora` in short runs and takes the best on the held-out rows."""
+    `multitask` (learn other tasks beside the target's), `lora` (the head, and low-rank adapters on frozen matrices) or
+    `adapters` (the head, and bottlenecks behind frozen layers); `auto` tries the others but the last in short runs on
+    rows held out for that, and takes the safest of those that are within one standard error of the best."""
     tokenizer: Annotated[str, name_in("headwater.tokenizers", TOKENIZERS, "source")] = "source"
     """How the target's text is split: `word`, `char`, `char_space`, `bpe` or `jieba`; `source` splits as the source
     does."""
@@ -74,41 +83,70 @@ class TransferOptions(DropoutChanges, TrainOptions, DataOptions, RunOptions):
     """The adapters of `lora` count this / `--rank`."""
     lora_targets: str = "weight_ih,weight_hh,embedding"
     """Matrices of the encoder that `lora` adapts: parts of their names, with commas between."""
+    bottleneck: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 16
+    """Units of each bottleneck of `adapters` (Houlsby et al. 2019)."""
+    adapter_layers: str = "all"
+    """Layers that `adapters` puts a bottleneck behind: their numbers, from 1, with commas between; or `all`."""
+    vat: Annotated[float, Field(ge=0.0)] = 0.0
+    """Virtual adversarial training: this times the divergence of the predictions where the embedded tokens move in the
+    direction that changes them most (Miyato et al. 2016, who take 1); 0 is without."""
+    vat_radius: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 5.0
+    """How far all tokens of a row move together, in standard deviations of the embedding's numbers."""
+    vat_data: str | None = None
+    """More rows for `--vat`, which needs no labels: a file with a column named as `--text`, or `card:NAME/SPLIT`."""
     head: Literal["auto", "new", "source"] = "auto"
-    """Whether to keep the source's head; `auto` keeps it if the target has the same labels."""
-    control: bool = False
+    """Whether to keep the source's head; `auto` keeps it if the target has the same labels, and a language model's
+    decoder."""
+    control: bool = True
     """Train the same from scratch too, and tell a gain from a loss by a paired interval of the difference on the test
-    rows. A journey needs it less: where `scratch` is a method in its matrix, the report compares with that."""
-    control_seeds: Annotated[int, Field(ge=1)] = 1
-    """Seeds for which `--control` trains both, counted up from `--seed`."""
-    source_data: str | None = None
-    """Rows of the source task, for `multitask`."""
-    source_text: str = "text"
-    """The column of the source rows' text."""
-    source_label: str = "label"
-    """The column of the source rows' label."""
-    source_weight: Annotated[float, Field(gt=0.0)] = 0.5
-    """How much a source row counts beside a target row, for `multitask`."""
+    rows. It costs two trainings for each of the `--control-seeds`, less the one that is done anyway; a journey can do
+    without where `scratch` is a method in its matrix, as the report compares with that."""
+    control_seeds: Annotated[int, Field(ge=1)] = 3
+    """Seeds for which `--control` trains both, counted up from `--seed`; one doesn't show what others would do."""
+
+    @model_validator(mode="after")
+    def _method_fits_task(self) -> Self:
+        if self.task == "language_modeling" and self.method in (AUTO, "features", "multitask"):
+            raise ConfigError(
+                f"method = {self.method!r} makes classifiers: for --task language_modeling give --method finetune, "
+                "init, lora or scratch"
+            )
+        return self
 
     def unread(self) -> dict[str, str]:
         """Each method reads its own options, `auto` those of all it tries; what a plug-in's reads isn't known."""
         if self.method not in (*METHODS, AUTO):
             return {}
-        trained = ("scratch", "init", "finetune", "multitask", "lora")
+        trained = ("scratch", "init", "finetune", "multitask", "lora", "adapters")
         readers = [
-            (() if self.control else (*TrainOptions.model_fields, *DropoutChanges.model_fields), trained),
-            (("control", "control_seeds"), ("init", "features", "finetune", "multitask", "lora")),
-            (("head", "bss"), ("init", "finetune", "multitask", "lora")),
+            (() if self.control else (*TrainOptions.model_fields, *DropoutChanges.model_fields, *_VAT), trained),
+            (("control_seeds",), ("init", "features", "finetune", "multitask", "lora", "adapters")),
+            (("head", "bss"), ("init", "finetune", "multitask", "lora", "adapters")),
             (("freeze", "l2_sp", "l2_sp_head"), ("init", "finetune", "multitask")),
             (("unfreeze", "probe_share", "lr_decay"), ("finetune",)),
             (("rank", "lora_alpha", "lora_targets"), ("lora",)),
+            (("bottleneck", "adapter_layers"), ("adapters",)),
             (("source_data", "source_text", "source_label", "source_weight"), ("multitask",)),
+            (("lm_weight", "lm_data", "lm_text"), ("init", "finetune", "multitask")),
+            (
+                ("balance", "gradnorm_alpha", "task_temperature"),
+                ("init", "finetune", "multitask") if self.lm_weight else ("multitask",),
+            ),
         ]
         unread = {} if self.unfreeze == "probe_first" else {"probe_share": "with --unfreeze probe_first"}
         unread |= {} if self.l2_sp else {"l2_sp_head": "with --l2-sp"}
+        unread |= {} if self.vat else dict.fromkeys(_VAT[1:], "with --vat")
         unread |= {} if self.control else {"control_seeds": "with --control"}
+        unread |= {} if self.lm_data else {"lm_text": "with --lm-data"}
+        unread |= {} if self.lm_weight else dict.fromkeys(("lm_data", "lm_text"), "with --lm-weight")
+        unread |= {} if self.balance == "gradnorm" else {"gradnorm_alpha": "with --balance gradnorm"}
         unread |= {"weight_decay": "without --l2-sp"} if self.l2_sp and not self.control else {}
-        tried = set(METHODS) - {"lora"} - (set() if self.source_data else {"multitask"})
+        if self.task == "language_modeling":
+            unread |= dict.fromkeys(("label", "bss", "control_seeds"), "with --task classification")
+            unread |= {} if self.bptt else dict.fromkeys(("ar", "tar"), "with --bptt")
+        else:
+            unread |= dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")
+        tried = set(METHODS) - {"adapters"} - (set() if self.source_data else {"multitask"})
         here = tried if self.method == AUTO else {self.method}
         return unread | {
             name: f"with --method {' or '.join(methods)}"
@@ -116,3 +154,17 @@ class TransferOptions(DropoutChanges, TrainOptions, DataOptions, RunOptions):
             for name in names
             if not here & set(methods)
         }
+
+    @model_validator(mode="after")
+    def _whole_gradients(self) -> Self:
+        if self.processes != 1:
+            why = f"with processes = {self.processes} each has a part of them: leave --processes at 1"
+        elif self.task_temperature:
+            why = (
+                f"with task_temperature = {self.task_temperature:g} a step has one task: leave --task-temperature at 0"
+            )
+        else:
+            return self
+        if "balance" not in self.unread() and lookup("headwater.balancers", BALANCERS, self.balance).whole_gradients:
+            raise ConfigError(f"balance = {self.balance!r} compares the gradients of all tasks in each step, but {why}")
+        return self

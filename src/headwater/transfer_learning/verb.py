@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from headwater.checkpoint import Checkpoint
-from headwater.fitting import classifier_facts, read_splits
+from headwater.fitting import classifier_facts, language_model_facts, read_splits
 from headwater.registry import lookup
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.choice import choose_method
-from headwater.transfer_learning.control import compare_with_scratch, evaluate
+from headwater.transfer_learning.control import announce, compare_with_scratch, evaluate
 from headwater.transfer_learning.job import Job, make_job
+from headwater.transfer_learning.language_model import LANGUAGE_MODELING, check_source
+from headwater.transfer_learning.multitask import check_tasks
 from headwater.transfer_learning.options import AUTO, SCRATCH, TransferOptions
 
 
 def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
     """Carry a source model over to a target task.
+
+    A language model's figures `before` are those of the source over the tokens of both texts, so that they can be
+    compared with the others; those that the source doesn't know start from the mean.
 
     Returns:
         The target's checkpoint, as written to ``options.out``.
@@ -29,39 +34,49 @@ def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
 
 
 def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) -> Outcome:
-    splits = read_splits(options, options.seed)
-    notes = []
+    language = options.task == LANGUAGE_MODELING
+    if language:
+        check_source(source, options)
+    check_tasks(source, options)
+    splits = read_splits(options, options.seed, labelled=not language)
+    notes: list[str] = []
     if options.method == AUTO:
-        method, why = choose_method(source, splits, options, workspace)
+        method, notes = choose_method(source, splits, options, workspace)
         options = options.model_copy(update={"method": method})
-        notes.append(why)
-        if splits.test_name == "valid":
-            notes.append("The held-out rows have chosen the method too: their figures flatter it; --test FILE doesn't.")
     job = make_job(source, splits, options, workspace, from_scratch=options.method == SCRATCH)
-    before = {} if job.coverage is None or source.labels != splits.labels else _zero_shot(job)
+    before = _before(job)
+    if not language:
+        announce(job, 0)
     result = lookup("headwater.transfer_methods", METHODS, options.method)(job)
     lineage = source.lineage.model_copy(deep=True)
     checkpoint = Checkpoint(job.config, job.featurizer, {}, lineage).with_model(job.model)
-    facts: dict[str, Any] = classifier_facts(checkpoint, splits, workspace.device)
+    facts: dict[str, Any] = (
+        language_model_facts(job.model, job.task, job.featurizer, splits)
+        if language
+        else classifier_facts(checkpoint, splits, workspace.device)
+    )
     facts["metrics"] = facts.get("metrics", {}) | before
     facts |= {
         "method": options.method,
         "data": [*splits.uses(), *job.source_uses],
         "coverage": job.coverage,
-        "notes": notes + splits.notes(job.featurizer, fitted=result is not None),
+        "notes": notes + job.notes + splits.notes(job.featurizer, fitted=result is not None),
     }
-    if options.control and options.method != SCRATCH and len(splits.test):
-        twin, note = compare_with_scratch(job)
-        facts["controls"] = {SCRATCH: twin}
-        facts["notes"].append(note)
     if result:
         facts |= {"curves": result.curves, "stopped": result.stopped}
         facts["notes"] += result.notes
+    if options.control and not language:
+        beside = compare_with_scratch(job, facts.get("baselines", {}))
+        facts |= beside | {"notes": facts["notes"] + beside["notes"]}
     return Outcome(checkpoint, facts, (source,))
 
 
-def _zero_shot(job: Job) -> dict[str, Any]:
-    """Return the source's figures on the target before any training, where it has the same labels."""
-    if not len(job.splits.test) or job.options.head == "new":
+def _before(job: Job) -> dict[str, Any]:
+    """Return the figures before any training, where the model has the source's head."""
+    if not len(job.splits.test) or not any(name.startswith("head.") for name in job.carried):
         return {}
+    if job.options.task == LANGUAGE_MODELING:
+        model = job.model.to(job.workspace.device)
+        found = language_model_facts(model, job.task, job.featurizer, job.splits)["metrics"]
+        return {"before": found[job.splits.test_name]}
     return {"zero_shot": evaluate(job).figures()}

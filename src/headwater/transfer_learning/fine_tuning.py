@@ -1,0 +1,93 @@
+"""The verb `fine-tune`: a transfer in one call. What can be chosen is chosen; each step is shown as a command."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from headwater.checkpoint import Checkpoint
+from headwater.config import DataOptions, RunOptions
+from headwater.fitting import read_splits, with_epochs
+from headwater.pretrained import open_checkpoint
+from headwater.progress import Progress
+from headwater.records import StageRecord
+from headwater.trainer import TrainOptions
+from headwater.transfer_learning.options import AUTO, TransferOptions
+from headwater.transfer_learning.verb import transfer
+
+_AFTER_THAWING = 3
+"""Epochs, at least, in which all layers learn."""
+_NOT_SHOWN = {"resume", "quiet"}
+
+
+class FineTuneOptions(DataOptions, RunOptions):
+    """Options of `fine-tune`. Whoever wants others changes the commands that it shows."""
+
+    control: bool = True
+    """Train the same from scratch too, both for three seeds, and say what was gained: five further trainings."""
+
+
+def fine_tune(source: Checkpoint | str | Path, *, data: str | Path, out: str | Path, **others: Any) -> Checkpoint:
+    """Fine-tune a source model on labelled rows, with everything chosen that can be, and say what it gained.
+
+    Args:
+        source: A checkpoint, its folder, ``pretrained:NAME`` or ``hf:OWNER/NAME``.
+        data: The labelled rows.
+        out: The folder to write.
+        others: Other fields of `FineTuneOptions`, such as `test`.
+
+    Returns:
+        The target's checkpoint, as written to `out`; what was chosen and gained stands in the notes of its record.
+
+    Raises:
+        HeadwaterError: The source, the data, the options or the output folder can't be used.
+    """
+    return run_steps(source, FineTuneOptions.parse({"data": str(data), "out": out} | others))
+
+
+def run_steps(source: Checkpoint | str | Path, options: FineTuneOptions) -> Checkpoint:
+    """Carry out the steps of `plan`, each shown before it begins; at last show what makes the same model alone."""
+    made = source if isinstance(source, Checkpoint) else open_checkpoint(str(source))
+    place = str(made.path or "SOURCE") if isinstance(source, Checkpoint) else str(source)
+    progress = Progress(f"fine-tune {options.out.name}", quiet=options.quiet)
+    steps = plan(made, options)
+    for number, step in enumerate(steps, 1):
+        progress.note(f"step {number} of {len(steps)}: {command(place, step)}")
+        start, place, made = place, str(step.out), transfer(made, step)
+    chosen = {"method": StageRecord.load(options.out).method, "control": False}
+    progress.note(f"the same model without trials and twins: {command(start, steps[-1].model_copy(update=chosen))}")
+    return made
+
+
+def plan(source: Checkpoint, options: FineTuneOptions) -> list[TransferOptions]:
+    """Return the steps, each a transfer that starts from what the one before it has made.
+
+    The method is the choice of `--method auto`, the rate that of the learning-rate finder, the epochs those of the
+    number of rows, but enough for all layers to thaw. A head that is new is random, and the layers below thaw one by
+    one so that it doesn't spoil them; one that is kept needs no such care.
+
+    A language model should learn the target's own text first (Howard and Ruder 2018, section 3.2): that step has its
+    place before the one that is here.
+    """
+    splits = read_splits(options, options.seed)
+    groups = source.config.encoder.layers + 2  # beside the layers the head and the embedding, one more each epoch
+    chosen: dict[str, Any] = {
+        "method": AUTO,
+        "lr": "auto",
+        "epochs": max(with_epochs(TrainOptions(), len(splits.train)).epochs, groups + _AFTER_THAWING),
+        "unfreeze": "at_once" if source.labels == splits.labels else "gradual",
+    }
+    return [TransferOptions.parse(options.model_dump() | chosen)]
+
+
+def command(source: str, options: TransferOptions) -> str:
+    """Return the command line of a transfer: the options that it needs, and those that aren't at their defaults."""
+    words = ["headwater", "transfer", source]
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        if name in _NOT_SHOWN or (value == field.default and not field.is_required()):
+            continue
+        flag = name.replace("_", "-")
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join(words)
