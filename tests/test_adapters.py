@@ -55,9 +55,9 @@ def with_adapters(checkpoint, adapters, seed=3):
     return replace(checkpoint, config=config).with_model(model)
 
 
-def adapted_stack(cell, *, bidirectional=False):
+def adapted_stack(cell, *, bidirectional=False, residual_layers=(1,)):
     stack = RecurrentStack(
-        cell, 4, 4, layers=3, bidirectional=bidirectional, residual_layers={1}, adapters={0: 3, 1: 2, 2: 5}
+        cell, 4, 4, layers=3, bidirectional=bidirectional, residual_layers=residual_layers, adapters={0: 3, 1: 2, 2: 5}
     )
     generator = torch.Generator().manual_seed(0)
     for parameter in stack.parameters():
@@ -93,7 +93,12 @@ def test_adapters_are_the_same_on_all_paths(cell):
         torch.testing.assert_close(y[row, :length], portable[row, :length], atol=1e-5, rtol=1e-5)
     for name, value in state.items():
         torch.testing.assert_close(value, other[name], atol=1e-5, rtol=1e-5)
-    one = adapted_stack(cell)
+
+
+@pytest.mark.parametrize("residual_layers", [(), (1,)])
+@pytest.mark.parametrize("cell", sorted(CELLS))
+def test_a_streams_steps_equal_a_pass(cell, residual_layers):
+    x, one = torch.randn(3, 6, 4), adapted_stack(cell, residual_layers=residual_layers)
     stream, (whole, after) = Stream(one), one(x[:1])
     steps = torch.stack([stream.step(value) for value in x[0]])
     torch.testing.assert_close(steps, whole[0], atol=1e-5, rtol=1e-5)
