@@ -90,6 +90,13 @@ class RoundRow(Record):
     """Privacy spent so far, never too low; of a long private federation known for some of the rounds only."""
 
 
+class EpisodeRow(Record):
+    """One episode of tasks that were never learned from."""
+
+    accuracies: dict[str, float]
+    """After adapting to the same few rows: `meta_learned`, `plain_start`, `majority`, `tfidf_logistic_regression`."""
+
+
 class Privacy(Record):
     """What a federation promises to each client."""
 
@@ -196,11 +203,13 @@ class StageRecord(Record):
     baselines: dict[str, Metrics] = {}
     """`majority`, `tfidf_logistic_regression`, `unigram`: what the model must beat to be worth anything."""
     controls: dict[str, Metrics] = {}
-    """`alone` (each client by itself) and `central` (all rows in one place); `scratch` of a transfer."""
+    """`alone` (each client by itself) and `central` (all rows in one place); `scratch` of a transfer; `plain_start` of
+    meta-learning."""
     curves: list[Curve] = []
     confusion: Confusion | None = None
     clients: list[ClientRow] = []
     rounds: list[RoundRow] = []
+    episodes: list[EpisodeRow] = []
     stopped: str = ""
     """Why training or the federation ended."""
     privacy: Privacy | None = None

@@ -26,12 +26,14 @@ class Verb:
         options: ``"module:class"`` of its options.
         run: ``"module:function"``; takes what `subject` says, if anything, and the options.
         subject: What it starts from: nothing, a checkpoint, the path of a checkpoint or artifact, or that of a file.
+        optional: Whether it can do without.
     """
 
     summary: str
     options: str
     run: str
     subject: str = ""
+    optional: bool = False
 
     def options_class(self) -> type[Config]:
         """Import the options."""
@@ -43,6 +45,8 @@ class Verb:
         run = _resolve(self.run)
         if not self.subject:
             return run(options)
+        if self.optional and not subject:
+            return run(None, options)
         if self.subject == MODEL:
             from headwater.pretrained import open_checkpoint
 
@@ -67,6 +71,13 @@ VERBS = {
         "headwater.transfer_learning.options:TransferOptions",
         "headwater.transfer_learning.verb:transfer",
         MODEL,
+    ),
+    "metalearn": Verb(
+        "train a model over many small tasks, so that a new one takes few rows",
+        "headwater.metalearning.options:MetalearnOptions",
+        "headwater.metalearning.verb:metalearn",
+        MODEL,
+        optional=True,
     ),
     "reshape": Verb(
         "change a model's widths, layers or directions and keep what it has learned",
@@ -133,7 +144,7 @@ VERBS = {
         "headwater.benchmark.doctor:doctor",
     ),
 }
-STAGES = ("pretrain", "import", "transfer", "reshape", "federate", "personalize", "compress", "export")
+STAGES = ("pretrain", "import", "transfer", "metalearn", "reshape", "federate", "personalize", "compress", "export")
 """The verbs that write a folder: what a journey is made of."""
 
 

@@ -9,4 +9,5 @@ METHODS = {
     "finetune": "headwater.transfer_learning.methods:finetune",
     "multitask": "headwater.transfer_learning.methods:multitask",
     "lora": "headwater.transfer_learning.methods:lora",
+    "prototypes": "headwater.transfer_learning.class_means:prototypes",
 }

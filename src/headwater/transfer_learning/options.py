@@ -22,8 +22,9 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     method: Annotated[str, name_in("headwater.transfer_methods", METHODS, AUTO)] = "finetune"
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers),
-    `multitask` (learn the source's task beside the target's) or `lora` (the head, and low-rank adapters on frozen
-    matrices); `auto` tries the others but `lora` in short runs and takes the best on the held-out rows."""
+    `multitask` (learn the source's task beside the target's), `lora` (the head, and low-rank adapters on frozen
+    matrices) or `prototypes` (frozen encoder, the nearest class mean wins: for few rows, after `metalearn`); `auto`
+    tries the others but the last two in short runs and takes the best on the held-out rows."""
     tokenizer: Annotated[str, name_in("headwater.tokenizers", TOKENIZERS, "source")] = "source"
     """How the target's text is split: `word`, `char`, `char_space`, `bpe` or `jieba`; `source` splits as the source
     does."""
@@ -77,7 +78,7 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
         trained = ("scratch", "init", "finetune", "multitask", "lora")
         readers = [
             (() if self.control else TrainOptions.model_fields, trained),
-            (("control", "control_seeds"), ("init", "features", "finetune", "multitask", "lora")),
+            (("control", "control_seeds"), ("init", "features", "finetune", "multitask", "lora", "prototypes")),
             (("head", "bss"), ("init", "finetune", "multitask", "lora")),
             (("freeze", "l2_sp", "l2_sp_head"), ("init", "finetune", "multitask")),
             (("unfreeze", "probe_share", "lr_decay"), ("finetune",)),
@@ -88,7 +89,7 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
         unread |= {} if self.l2_sp else {"l2_sp_head": "with --l2-sp"}
         unread |= {} if self.control else {"control_seeds": "with --control"}
         unread |= {"weight_decay": "without --l2-sp"} if self.l2_sp and not self.control else {}
-        tried = set(METHODS) - {"lora"} - (set() if self.source_data else {"multitask"})
+        tried = set(METHODS) - {"lora", "prototypes"} - (set() if self.source_data else {"multitask"})
         here = tried if self.method == AUTO else {self.method}
         return unread | {
             name: f"with --method {' or '.join(methods)}"
