@@ -243,7 +243,13 @@ def examples():
 
 def metalearn():
     drawn = np.random.default_rng(5)
-    skills = {"meta_learned": 0.72, "plain_start": 0.6, "majority": 0.5, "tfidf_logistic_regression": 0.58}
+    skills = {
+        "meta_learned": 0.72,
+        "plain_start": 0.6,
+        "not_adapted": 0.65,
+        "majority": 0.5,
+        "tfidf_logistic_regression": 0.58,
+    }
     episodes = [
         EpisodeRow(accuracies={name: float(drawn.binomial(20, skill) / 20) for name, skill in skills.items()})
         for _ in range(100)

@@ -334,7 +334,7 @@ def test_every_method_leaves_a_checkpoint_and_figures_beside_its_controls(method
     assert record.method == method
     assert made.labels == (("bad", "good") if tasks and method != "prototypes" else ())
     assert record.metrics["test"]["n"] == 4 * 3 * (2 if tasks else 3)
-    assert record.controls.keys() == {"plain_start"}
+    assert record.controls.keys() == {"plain_start"} | ({"not_adapted"} if made.labels else set())
     assert record.baselines.keys() == {"majority", "tfidf_logistic_regression"}
     assert record.baselines["majority"]["accuracy"] == pytest.approx(1 / 2 if tasks else 1 / 3)
     for name, figures in (record.metrics | record.controls | record.baselines).items():
@@ -344,6 +344,15 @@ def test_every_method_leaves_a_checkpoint_and_figures_beside_its_controls(method
     assert "paired bootstrap of 4 episodes of" in verdict_of(record)
     (curve,) = record.curves
     assert (curve.name, curve.x[-1], len(curve.y)) == ("episode loss", 12, 12)
+
+
+def test_the_learned_model_as_it_is_stands_beside_the_adapted_ones(place, tmp_path):
+    options = given(place, tmp_path / "m", held_tasks="c3", test_episodes=3)
+    made = metalearn(None, options)
+    held = read_episodes(options, 0)[1]
+    queries = [held[number].query() for number in range(3)]
+    hits = [made.probabilities(rows).argmax(1) == rows.targets(made.labels) for rows in queries]
+    assert StageRecord.load(tmp_path / "m").controls["not_adapted"]["accuracy"] == pytest.approx(np.mean(hits))
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

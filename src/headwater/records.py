@@ -94,7 +94,8 @@ class EpisodeRow(Record):
     """One episode of tasks that were never learned from."""
 
     accuracies: dict[str, float]
-    """After adapting to the same few rows: `meta_learned`, `plain_start`, `majority`, `tfidf_logistic_regression`."""
+    """After adapting to the same few rows: `meta_learned`, `plain_start`, `majority`, `tfidf_logistic_regression`; and
+    `not_adapted`, the learned model as it is, where it has a head."""
 
 
 class Privacy(Record):
@@ -203,8 +204,8 @@ class StageRecord(Record):
     baselines: dict[str, Metrics] = {}
     """`majority`, `tfidf_logistic_regression`, `unigram`: what the model must beat to be worth anything."""
     controls: dict[str, Metrics] = {}
-    """`alone` (each client by itself) and `central` (all rows in one place); `scratch` of a transfer; `plain_start` of
-    meta-learning."""
+    """`alone` (each client by itself) and `central` (all rows in one place); `scratch` of a transfer; `plain_start` and
+    `not_adapted` of meta-learning."""
     curves: list[Curve] = []
     confusion: Confusion | None = None
     clients: list[ClientRow] = []

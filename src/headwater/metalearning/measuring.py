@@ -14,15 +14,17 @@ from headwater.metalearning.methods import Method
 from headwater.progress import Progress
 from headwater.records import Metrics
 from headwater.statistics import paired_bootstrap, verdict
+from headwater.tasks.classification import class_probabilities
 from headwater.weights import Weights, load_weights
 
-META_LEARNED, PLAIN_START = "meta_learned", "plain_start"
+META_LEARNED, PLAIN_START, NOT_ADAPTED = "meta_learned", "plain_start", "not_adapted"
 
 
 def measure(
     method: Method,
     learner: Learner,
-    starts: Mapping[str, Weights],
+    learned: Weights,
+    plain: Weights,
     episodes: Episodes,
     count: int,
     progress: Progress,
@@ -31,24 +33,29 @@ def measure(
 
     Args:
         method: How to adapt.
-        learner: Its model is left with the last start's weights.
-        starts: What to adapt from, by name.
-        episodes: Of tasks that no start has learned from.
+        learner: Its model is left with the learned weights.
+        learned: What meta-learning has made of the plain start.
+        plain: What it began with.
+        episodes: Of tasks that were never learned from.
         count: How many.
         progress: Where to show how it goes.
 
     Returns:
-        By start, and by baseline trained on the same support rows: one entry an episode.
+        One entry an episode, adapted from the learned and from the plain weights, and of the baselines trained on the
+        same support rows; where a head was learned, of the learned weights as they are too.
     """
     found: dict[str, list[Metrics]] = {}
     for number in range(count):
         episode = episodes[number]
         query = episode.query()
         figures: dict[str, Metrics] = {}
-        for name, weights in starts.items():
+        for name, weights in ((PLAIN_START, plain), (META_LEARNED, learned)):
             load_weights(learner.model, weights)
             labels, probabilities_QK = method.probabilities(learner, episode)
             figures[name] = Evaluation.of(query, labels, probabilities_QK).figures()
+        if method.head and episodes.labels:
+            probabilities_QK = class_probabilities(learner.model, query.encode(learner.featurizer, episode.labels))
+            figures[NOT_ADAPTED] = Evaluation.of(query, episode.labels, probabilities_QK).figures()
         figures |= baselines(episode.support(), query, episode.labels, learner.featurizer)
         for name, values in figures.items():
             found.setdefault(name, []).append(values)

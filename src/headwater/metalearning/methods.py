@@ -24,7 +24,7 @@ from headwater.weights import Weights
 class Method(ABC):
     """A method of meta-learning."""
 
-    outer_lr: ClassVar[float] = 1e-3
+    outer_lr: ClassVar[float] = 3e-3
     """The usual rate of its steps."""
     head: ClassVar[bool] = True
     """Whether it learns a head, where all tasks have the same labels."""
@@ -60,7 +60,7 @@ class Reptile(Adapting):
     averaging with the episodes as clients.
     """
 
-    outer_lr = 1.0
+    outer_lr = 0.5
 
     def direction(self, learner: Learner, episode: Episode) -> tuple[Weights, float]:
         """Return the way from the adapted weights back."""

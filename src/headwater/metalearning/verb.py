@@ -12,7 +12,7 @@ from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.metalearning import METHODS
 from headwater.metalearning.adaptation import AdaptOptions, Learner
 from headwater.metalearning.episodes import Episodes, read_episodes
-from headwater.metalearning.measuring import META_LEARNED, PLAIN_START, compare, mean_figures, measure
+from headwater.metalearning.measuring import META_LEARNED, NOT_ADAPTED, PLAIN_START, compare, mean_figures, measure
 from headwater.metalearning.methods import Method
 from headwater.metalearning.options import MetalearnOptions
 from headwater.metalearning.outer_loop import OuterLoop
@@ -22,7 +22,7 @@ from headwater.registry import lookup
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks.classification import Classification
 from headwater.tasks.representation import Representation
-from headwater.weights import load_weights, weights_of
+from headwater.weights import weights_of
 
 
 def metalearn(source: Checkpoint | None, options: MetalearnOptions) -> Checkpoint:
@@ -54,15 +54,13 @@ def _work(source: Checkpoint | None, options: MetalearnOptions, workspace: Works
     loop.run(workspace.progress)
     learned = weights_of(model)
     workspace.progress.note(f"measuring on {options.test_episodes} episodes of held-out tasks")
-    starts = {META_LEARNED: learned, PLAIN_START: plain}
-    found = measure(method, learner, starts, held, options.test_episodes, workspace.progress)
-    load_weights(model, learned)
+    found = measure(method, learner, learned, plain, held, options.test_episodes, workspace.progress)
     figures = {name: mean_figures(values) for name, values in found.items()}
     facts: dict[str, Any] = {
         "method": options.method,
         "data": [train.used().use("train"), held.used().use("test")],
         "metrics": {"test": figures.pop(META_LEARNED)},
-        "controls": {PLAIN_START: figures.pop(PLAIN_START)},
+        "controls": {name: figures.pop(name) for name in (PLAIN_START, NOT_ADAPTED) if name in figures},
         "baselines": figures,
         "episodes": [
             EpisodeRow(accuracies={name: values[number]["accuracy"] for name, values in found.items()})

@@ -9,7 +9,11 @@ from headwater.records import StageRecord
 from headwater.report import formatting as fmt
 from headwater.statistics import paired_bootstrap, verdict
 
-LEARNERS = {"meta_learned": "Meta-learned", "plain_start": "Plain start"}
+LEARNERS = {
+    "meta_learned": "Meta-learned",
+    "not_adapted": "Meta-learned, not adapted",
+    "plain_start": "Plain start",
+}
 PLAIN = "plain_start"
 
 
@@ -28,14 +32,15 @@ def lines(record: StageRecord) -> list[dict[str, Any]]:
     names = [name for name in record.episodes[0].accuracies if all(name in one.accuracies for one in record.episodes)]
     found = {name: [one.accuracies[name] for one in record.episodes] for name in names}
     made = []
-    for name, values in found.items():
+    for name in sorted(names, key=[*LEARNERS, *names].index):
+        values = found[name]
         over = paired_bootstrap(values, found[PLAIN]) if PLAIN in found and name != PLAIN else None
         made.append(
             {
                 "label": LEARNERS.get(name) or fmt.baseline_label(name),
                 "accuracy": paired_bootstrap(values, [0.0] * len(values)),
                 "over": over,
-                "verdict": verdict(over) if over and name in LEARNERS else "",
+                "verdict": verdict(over) if over and name == "meta_learned" else "",
             }
         )
     return made
