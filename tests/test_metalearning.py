@@ -355,11 +355,16 @@ def test_the_learned_model_as_it_is_stands_beside_the_adapted_ones(place, tmp_pa
     assert StageRecord.load(tmp_path / "m").controls["not_adapted"]["accuracy"] == pytest.approx(np.mean(hits))
 
 
+ENOUGH = {
+    "reptile": {"episodes": 90, "outer_lr": 1.0, "inner_lr": 0.5},
+    "fomaml": {"episodes": 40, "outer_lr": 0.02},
+    "prototypes": {"episodes": 40, "outer_lr": 0.02},
+}
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_what_was_learned_over_tasks_is_worth_more_than_the_plain_start(method, place, tmp_path):
-    more = {"outer_lr": 0.02} if method != "reptile" else {}
-    options = given(place, tmp_path / "m", method=method, episodes=100, meta_batch=1, test_episodes=20, **more)
-    metalearn(None, options)
+    metalearn(None, given(place, tmp_path / "m", method=method, test_episodes=16, **ENOUGH[method]))
     record = StageRecord.load(tmp_path / "m")
     assert verdict_of(record).endswith(": gain.")
     assert record.metrics["test"]["accuracy"] > record.controls["plain_start"]["accuracy"] + 0.1
@@ -367,9 +372,8 @@ def test_what_was_learned_over_tasks_is_worth_more_than_the_plain_start(method, 
 
 def test_class_means_learned_over_classes_tell_new_classes_apart(place, tmp_path):
     options = given(
-        place, tmp_path / "m", tasks=False, method="prototypes", episodes=200, meta_batch=1, outer_lr=0.01,
-        test_episodes=25,
-    )  # fmt: skip
+        place, tmp_path / "m", tasks=False, method="prototypes", episodes=120, outer_lr=0.02, test_episodes=16
+    )
     metalearn(None, options)
     record = StageRecord.load(tmp_path / "m")
     assert verdict_of(record).endswith(": gain.")
