@@ -11,6 +11,7 @@ from headwater.records import (
     Coverage,
     Curve,
     DataUse,
+    EpisodeRow,
     Example,
     Latency,
     Parent,
@@ -252,10 +253,26 @@ def examples():
     ]  # fmt: skip
 
 
+def metalearn():
+    drawn = np.random.default_rng(5)
+    skills = {
+        "meta_learned": 0.72,
+        "plain_start": 0.6,
+        "not_adapted": 0.65,
+        "majority": 0.5,
+        "tfidf_logistic_regression": 0.58,
+    }
+    episodes = [
+        EpisodeRow(accuracies={name: float(drawn.binomial(20, skill) / 20) for name, skill in skills.items()})
+        for _ in range(100)
+    ]
+    return record("tasks", "metalearn", minute=29, method="reptile", episodes=episodes)
+
+
 def journey():
     """A whole journey: every section of the report has its facts."""
     return [
-        pretrain(), *matrix(), language_model(),
+        pretrain(), *matrix(), language_model(), metalearn(),
         federate("federate-fedavg", "fedavg", 0.838, minute=30),
         federate("federate-fedprox", "fedprox", 0.832, minute=31),
         federate("federate-median", "median", 0.812, minute=32),

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from headwater.data.batches import Shuffler
 from headwater.data.rows import Rows, label_set
+from headwater.descent import sgd_step
 from headwater.errors import ConfigError, DataError, FederationError
 from headwater.evaluation import Evaluation
 from headwater.federated import AGGREGATORS, PARTITIONERS
 from headwater.federated.aggregators import FixedMean, Mean, Median, WeightedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
-from headwater.federated.client_updates import LocalTraining, client_seed, sgd_step
+from headwater.federated.client_updates import LocalTraining, client_seed
 from headwater.federated.clip_and_noise import ClipAndNoise
 from headwater.federated.options import FederateOptions
 from headwater.federated.partition import deal

@@ -7,6 +7,7 @@ from headwater.comparison import MeasureOptions
 from headwater.data.rows import row_notes
 from headwater.features.text import SPECIAL, TextFeaturizer, TextOptions
 from headwater.federated.options import FederateOptions
+from headwater.metalearning.options import MetalearnOptions
 from headwater.pretraining import PretrainOptions
 from headwater.transfer_learning.options import TransferOptions
 
@@ -65,6 +66,15 @@ from headwater.transfer_learning.options import TransferOptions
         (PretrainOptions, {"bptt": 70, "tar": 1.0}, ["bptt", "tar"], "--task language_modeling"),
         (PretrainOptions, {"hidden_dropout": 0.5}, ["hidden-dropout"], "--layers 2"),
         (PretrainOptions, {"hidden_dropout": 0.5, "layers": 2}, [], ""),
+        (MetalearnOptions, {"tasks": "t", "ways": 3, "inner_lr": 0.1}, ["ways"], "without --tasks only"),
+        (MetalearnOptions, {"held_tasks": "a", "held_share": 0.1}, ["held-share"], "without --held-tasks only"),
+        (
+            MetalearnOptions,
+            {"method": "prototypes", "clip": 0, "adapt_steps": 9},
+            ["adapt-steps", "clip"],
+            "fomaml only",
+        ),
+        (TransferOptions, {"method": "prototypes", "lr": 0.1, "head": "new"}, ["head", "lr"], "with --method"),
         (MeasureOptions, {"text": "review"}, ["text"], "with --data only"),
     ],
 )

@@ -16,6 +16,8 @@ from headwater.errors import ConfigError
 from headwater.features.tokenizers import TOKENIZERS, WordTokenizer
 from headwater.federated import AGGREGATORS, PARTITIONERS
 from headwater.federated.options import FederateOptions
+from headwater.metalearning import METHODS as META_METHODS
+from headwater.metalearning.options import MetalearnOptions
 from headwater.pretraining import TRAINABLE, PretrainOptions, pretrain
 from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.balancing import BALANCERS
@@ -28,6 +30,7 @@ NAMES = [
     (TransferOptions, "method", METHODS, "fintune", "finetune"),
     (TransferOptions, "tokenizer", TOKENIZERS, "soruce", "source"),
     (TransferOptions, "balance", BALANCERS, "gradnrom", "gradnorm"),
+    (MetalearnOptions, "method", META_METHODS, "reptil", "reptile"),
     (FederateOptions, "aggregator", AGGREGATORS, "medain", "median"),
     (FederateOptions, "partition", PARTITIONERS, "dirichelt", "dirichlet"),
     (CompressOptions, "method", COMPRESSORS, "int4", "int8"),

@@ -21,8 +21,8 @@ from headwater.report.transfer import transfer_facts
 from headwater.statistics import Interval
 
 EVERY_SECTION = [
-    "lineage", "notes", "data", "training", "transfer", "language", "coverage", "federated", "privacy", "personal",
-    "confusion", "device", "examples", "appendix",
+    "lineage", "notes", "data", "training", "transfer", "few_shot", "language", "coverage", "federated", "privacy",
+    "personal", "confusion", "device", "examples", "appendix",
 ]  # fmt: skip
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -121,6 +121,7 @@ def test_a_section_without_facts_is_left_out(tmp_path, lacking):
         "personal": {"clients": []}, "confusion": {"confusion": None}, "examples": {"examples": []},
         "device": {"sizes": {}, "latency": [], "verification": None}, "transfer": {"metrics": {}},
         "language": {"metrics": {}},
+        "few_shot": {"episodes": []},
     }[lacking]  # fmt: skip
     records = [one.model_copy(update=empty) for one in made.journey()]
     if lacking == "lineage":
@@ -287,6 +288,15 @@ def test_personalization_counts_who_gains_and_who_loses(tmp_path):
         for i, (a, b) in enumerate(pairs)
     ]
     assert "2 gained, 1 lost, 1 stayed" in page_of([one], tmp_path).text.replace(" ,", ",")
+
+
+def test_meta_learning_stands_beside_the_plain_start(html):
+    text = Page(section(html, "few_shot").split(">", 1)[1]).text
+    found = re.search(r"Meta-learned (\S+) % \[.*?\] \+(\S+) \[.*?\] gain .* Plain start (\S+) % ", text)
+    learned, over, plain = map(float, found.groups())
+    assert learned - plain == pytest.approx(over, abs=0.11)
+    assert "Majority class" in text
+    assert "100 episodes" in text
 
 
 def test_federations_state_rounds_bytes_and_why_they_ended(html):

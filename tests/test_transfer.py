@@ -72,7 +72,13 @@ def test_every_method_is_no_worse_than_chance(method, labels, data, source, tmp_
     assert [stage.verb for stage in checkpoint.lineage.stages] == ["pretrain", "transfer"]
 
 
-FROZEN = [("features", "none"), ("init", "encoder"), ("finetune", "encoder"), ("multitask", "encoder")]
+FROZEN = [
+    ("features", "none"),
+    ("init", "encoder"),
+    ("finetune", "encoder"),
+    ("multitask", "encoder"),
+    ("prototypes", "none"),
+]
 
 
 @pytest.mark.parametrize(("method", "freeze"), FROZEN)

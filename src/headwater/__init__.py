@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from headwater.generation import GenerateOptions, generate
     from headwater.importing import ImportOptions, import_weights
     from headwater.journey import run_journey
+    from headwater.metalearning.options import MetalearnOptions
+    from headwater.metalearning.verb import metalearn
     from headwater.prediction import EvaluateOptions, PredictOptions, evaluate, load_predictor, predict
     from headwater.pretrained import open_checkpoint
     from headwater.pretraining import PretrainOptions, pretrain
@@ -46,6 +48,7 @@ _HOMES = {
     "GenerateOptions": "headwater.generation",
     "HeadwaterError": "headwater.errors",
     "ImportOptions": "headwater.importing",
+    "MetalearnOptions": "headwater.metalearning.options",
     "PersonalizeOptions": "headwater.federated.personalization",
     "PredictOptions": "headwater.prediction",
     "PretrainOptions": "headwater.pretraining",
@@ -62,6 +65,7 @@ _HOMES = {
     "generate": "headwater.generation",
     "import_weights": "headwater.importing",
     "load_predictor": "headwater.prediction",
+    "metalearn": "headwater.metalearning.verb",
     "open_checkpoint": "headwater.pretrained",
     "personalize": "headwater.federated.personalization",
     "predict": "headwater.prediction",
@@ -84,6 +88,7 @@ __all__ = [
     "GenerateOptions",
     "HeadwaterError",
     "ImportOptions",
+    "MetalearnOptions",
     "PersonalizeOptions",
     "PredictOptions",
     "PretrainOptions",
@@ -100,6 +105,7 @@ __all__ = [
     "generate",
     "import_weights",
     "load_predictor",
+    "metalearn",
     "open_checkpoint",
     "personalize",
     "predict",

@@ -38,7 +38,7 @@ from headwater.inference import Predictor
 from headwater.lineage import Lineage
 from headwater.model import MOST_UNITS, DropoutOptions, Encoder, EncoderOptions, SequenceModel
 from headwater.tasks import Task, task_class
-from headwater.tasks.classification import torch_runner
+from headwater.tasks.classification import Classification, torch_runner
 from headwater.weights import Weights, load_weights
 
 FORMAT: Final = "headwater.checkpoint/1"
@@ -178,6 +178,19 @@ class Checkpoint:
         """Return a checkpoint of the same make with another model's weights."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         return replace(self, tensors=tensors, personal={}, path=None, **changes)
+
+    def for_labels(self, labels: tuple[str, ...], seed: int) -> Checkpoint:
+        """Return a classifier of these labels, in float32, with a head drawn from the seed if it has other labels."""
+        if self.labels == labels:
+            # A fresh copy of the same model: int8 values are decoded, clients' own heads left behind.
+            plain = replace(self, config=self.config.model_copy(update={"compression": ""}))
+            return replace(plain, tensors=self.weights(), personal={})
+        task = Classification(labels=labels, pooling=self.config.task.get("pooling", "concat"))
+        config = self.config.model_copy(update={"task": task.model_dump(), "compression": ""})
+        torch.manual_seed(seed)
+        model = config.build()
+        load_weights(model, {name: value for name, value in self.weights().items() if name.startswith("encoder.")})
+        return Checkpoint(config, self.featurizer, {}, self.lineage).with_model(model)
 
     def parameter_count(self) -> int:
         """Return how many numbers the model has."""

@@ -102,7 +102,8 @@ def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
         argument_default=argparse.SUPPRESS,
     )
     if verb.subject:
-        parser.add_argument("subject", metavar=verb.subject, help=_SUBJECT_HELP[verb.subject])
+        count, without = ("?", "; without it a new model is drawn") if verb.optional else (None, "")
+        parser.add_argument("subject", metavar=verb.subject, nargs=count, help=_SUBJECT_HELP[verb.subject] + without)
     for field, info in config.model_fields.items():
         _add_flag(parser, field, info)
     parser.add_argument("--config", metavar="FILE", help="options from a TOML file; flags go before them")

@@ -42,9 +42,13 @@ class Config(BaseModel):
 
     def notes(self) -> list[str]:
         """Return a sentence for each option that was given though it has no effect."""
+        return self.ignored(self.unread())
+
+    def ignored(self, unread: Mapping[str, str]) -> list[str]:
+        """Return a sentence for each of some options without effect that was given."""
         return [
             f"--{name.replace('_', '-')} was ignored: it has an effect {when} only."
-            for name, when in self.unread().items()
+            for name, when in unread.items()
             if getattr(self, name) != type(self).model_fields[name].default
         ]
 
@@ -126,8 +130,8 @@ class RunOptions(Config):
     """Print nothing but errors and the result."""
 
 
-class DataOptions(Config):
-    """Which rows to learn from."""
+class RowOptions(Config):
+    """Where labelled rows are."""
 
     data: str
     """Training rows: a CSV, TSV, JSON-lines or Parquet file (plain or .gz), or `card:NAME/SPLIT`."""
@@ -135,6 +139,11 @@ class DataOptions(Config):
     """The column that holds the text."""
     label: str = "label"
     """The column that holds the label."""
+
+
+class DataOptions(RowOptions):
+    """Which rows to learn from."""
+
     valid: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.1
     """Share of the training rows held out to choose the best epoch."""
     test: str | None = None

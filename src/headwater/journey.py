@@ -269,10 +269,9 @@ def _expand(stage: dict[str, Any], defaults: dict[str, Any], changes: dict[str, 
         except (KeyError, IndexError, ValueError) as error:
             raise ConfigError(f"{source}: the name {stage['name']!r} has an unknown part: {error}") from error
         _check_options(config, given, f"{source}, stage {name!r}")
-        if VERBS[stage["verb"]].subject and not start:
-            what = (
-                "file: add from = 'FILE'" if VERBS[stage["verb"]].subject == FILE else "checkpoint: add from = 'STAGE'"
-            )
+        verb = VERBS[stage["verb"]]
+        if verb.subject and not verb.optional and not start:
+            what = "file: add from = 'FILE'" if verb.subject == FILE else "checkpoint: add from = 'STAGE'"
             raise ConfigError(f"{source}, stage {name!r}: {stage['verb']} starts from a {what}")
         steps.append(Step(name, stage["verb"], start, given))
     return steps

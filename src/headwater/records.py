@@ -92,6 +92,14 @@ class RoundRow(Record):
     """Privacy spent so far, never too low; of a long private federation known for some of the rounds only."""
 
 
+class EpisodeRow(Record):
+    """One episode of tasks that were never learned from."""
+
+    accuracies: dict[str, float]
+    """After adapting to the same few rows: `meta_learned`, `plain_start`, `majority`, `tfidf_logistic_regression`; and
+    `not_adapted`, the learned model as it is, where it has a head."""
+
+
 class Privacy(Record):
     """What a federation promises to each client."""
 
@@ -224,13 +232,15 @@ class StageRecord(Record):
     baselines: dict[str, Metrics] = {}
     """`majority`, `tfidf_logistic_regression`, `unigram`: what the model must beat to be worth anything."""
     controls: dict[str, Metrics] = {}
-    """`alone` (each client by itself) and `central` (all rows in one place); `scratch` of a transfer."""
+    """`alone` (each client by itself) and `central` (all rows in one place); `scratch` of a transfer; `plain_start` and
+    `not_adapted` of meta-learning."""
     gain: Gain | None = None
     """Of a transfer over the `scratch` among its controls."""
     curves: list[Curve] = []
     confusion: Confusion | None = None
     clients: list[ClientRow] = []
     rounds: list[RoundRow] = []
+    episodes: list[EpisodeRow] = []
     stopped: str = ""
     """Why training or the federation ended."""
     privacy: Privacy | None = None

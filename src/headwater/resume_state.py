@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from headwater.errors import CheckpointError
 from headwater.files import write_atomic
@@ -42,3 +43,22 @@ def load_state(path: Path | None) -> tuple[Weights, dict[str, Any]] | None:
 def part(tensors: Weights, prefix: str) -> Weights:
     """Return the tensors under a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Weights:
+    """Return what an optimizer remembers of each parameter, by the parameter's number."""
+    return {
+        f"{index}/{name}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Weights) -> None:
+    """Give an optimizer back what `optimizer_tensors` has returned."""
+    state: dict[int, Weights] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -28,7 +28,7 @@ from headwater.model import SequenceModel
 from headwater.precision import Precision, precision
 from headwater.progress import Progress
 from headwater.records import Curve
-from headwater.resume_state import load_state, part, save_state
+from headwater.resume_state import load_state, optimizer_tensors, part, restore_optimizer, save_state
 from headwater.schedules import SCHEDULES
 from headwater.tasks.base import Task
 from headwater.weights import Weights, load_weights, weights_of
@@ -345,8 +345,7 @@ class _Run:
         tensors = {f"now/{name}": value for name, value in weights_of(self.trained).items()}
         tensors |= {f"best/{name}": value for name, value in self.best_weights.items()}
         tensors |= {f"carried/{name}": value for name, value in self._carried().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": value for name, value in state.items() if value is not None}
+        tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         tensors["rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["rng_cuda"] = torch.cuda.get_rng_state()
@@ -369,11 +368,7 @@ class _Run:
         carried = self._carried()
         for name, value in part(tensors, "carried/").items():
             carried[name].copy_(value)
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in part(tensors, "optimizer/").items():
-            index, _, name = key.partition("/")
-            state.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        restore_optimizer(self.optimizer, part(tensors, "optimizer/"))
         torch.set_rng_state(tensors["rng"])
         if "rng_cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["rng_cuda"])

@@ -27,6 +27,7 @@ class Verb:
         run: ``"module:function"``; takes what `subject` says, if anything, and the options.
         subject: What it starts from: nothing, a checkpoint, the path of a checkpoint or artifact, or that of a file.
         by_name: Whether `run` takes a checkpoint by its name, to open it itself.
+        optional: Whether it can begin from nothing too.
     """
 
     summary: str
@@ -34,6 +35,7 @@ class Verb:
     run: str
     subject: str = ""
     by_name: bool = False
+    optional: bool = False
 
     def options_class(self) -> type[Config]:
         """Import the options."""
@@ -45,6 +47,8 @@ class Verb:
         run = _resolve(self.run)
         if not self.subject:
             return run(options)
+        if self.optional and not subject:
+            return run(None, options)
         if self.subject == MODEL and not self.by_name:
             from headwater.pretrained import open_checkpoint
 
@@ -76,6 +80,13 @@ VERBS = {
         "headwater.transfer_learning.fine_tuning:run_steps",
         MODEL,
         by_name=True,
+    ),
+    "metalearn": Verb(
+        "train a model over many small tasks, so that a new one takes few rows",
+        "headwater.metalearning.options:MetalearnOptions",
+        "headwater.metalearning.verb:metalearn",
+        MODEL,
+        optional=True,
     ),
     "reshape": Verb(
         "change a model's widths, layers or directions and keep what it has learned",
@@ -142,7 +153,18 @@ VERBS = {
         "headwater.benchmark.doctor:doctor",
     ),
 }
-STAGES = ("pretrain", "import", "transfer", "fine-tune", "reshape", "federate", "personalize", "compress", "export")
+STAGES = (
+    "pretrain",
+    "import",
+    "transfer",
+    "fine-tune",
+    "metalearn",
+    "reshape",
+    "federate",
+    "personalize",
+    "compress",
+    "export",
+)
 """The verbs that write a folder: what a journey is made of."""
 
 

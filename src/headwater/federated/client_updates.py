@@ -13,6 +13,7 @@ from torch import nn
 
 from headwater.data.batches import InOrder, Shuffler
 from headwater.data.examples import Examples
+from headwater.descent import sgd_step, sparse_embeddings
 from headwater.federated.protocols import ClientId, Instruction, Update
 from headwater.model import SequenceModel
 from headwater.precision import Precision, precision
@@ -93,15 +94,8 @@ class LocalTraining:
         if self.optimizer == "adamw":
             yield self._adamw(parameters)
             return
-        # A step then reads and writes the rows of the batch's tokens only.
-        embeddings = [module for module in self.model.modules() if isinstance(module, nn.Embedding)]
-        for embedding in embeddings:
-            embedding.sparse = True
-        try:
+        with sparse_embeddings(self.model):
             yield lambda: sgd_step(parameters, self.lr, self.clip)
-        finally:
-            for embedding in embeddings:
-                embedding.sparse = False
 
     def _adamw(self, parameters: Sequence[nn.Parameter]) -> Callable[[], None]:
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, fused=True)
@@ -113,26 +107,6 @@ class LocalTraining:
             optimizer.zero_grad(set_to_none=True)
 
         return step
-
-
-@torch.no_grad()
-def sgd_step(parameters: Sequence[nn.Parameter], lr: float, clip: float) -> None:
-    """Take a step of plain gradient descent and clear the gradients.
-
-    Args:
-        parameters: Their gradients may be sparse, as an embedding's are.
-        lr: Learning rate.
-        clip: The gradient is scaled down to this L2 norm if it is longer; 0 doesn't.
-    """
-    gradients = [(p, p.grad) for p in parameters if p.grad is not None]
-    if clip:
-        gradients = [(p, g.coalesce() if g.is_sparse else g) for p, g in gradients]
-        norms = [torch.linalg.vector_norm(g.values() if g.is_sparse else g) for _, g in gradients]
-        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
-        lr *= min(1.0, clip / (norm + 1e-6))
-    for parameter, gradient in gradients:
-        parameter.add_(gradient, alpha=-lr)
-        parameter.grad = None
 
 
 def client_seed(seed: int, round_number: int, client: ClientId) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from headwater.baselines import baselines
 from headwater.checkpoint import Checkpoint
@@ -32,7 +30,7 @@ from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
 from headwater.registry import lookup
 from headwater.resume_state import load_state, save_state
 from headwater.stage import Outcome, Workspace, run_stage
-from headwater.tasks.classification import Classification, class_probabilities
+from headwater.tasks.classification import class_probabilities
 from headwater.weights import Weights, load_weights, weights_of
 from headwater.workers import can_fork
 
@@ -69,7 +67,7 @@ class _Federation:
                 f"{options.data} has too few rows to hold 50 of them out, and target and patience go by those: "
                 "leave both at 0, or raise --valid"
             )
-        self.checkpoint = for_labels(source, self.population.labels, options.seed)
+        self.checkpoint = source.for_labels(self.population.labels, options.seed)
         self.model = self.checkpoint.model().to(workspace.device)
         self.examples = self.population.examples(self.checkpoint.featurizer)
         labels = self.population.labels
@@ -262,22 +260,6 @@ def client_rows(population: Population, views: dict[str, Evaluation]) -> list[Cl
         )
         for client, rows in population.test.by_client().items()
     ]
-
-
-def for_labels(checkpoint: Checkpoint, labels: tuple[str, ...], seed: int) -> Checkpoint:
-    """Return the checkpoint as a classifier of these labels, with a new head if it has others."""
-    if checkpoint.labels == labels:
-        # A fresh copy of the same model: int8 values are decoded, clients' own heads left behind.
-        plain = replace(checkpoint, config=checkpoint.config.model_copy(update={"compression": ""}))
-        return replace(plain, tensors=checkpoint.weights(), personal={})
-    pooling = checkpoint.config.task.get("pooling", "concat")
-    task = Classification(labels=labels, pooling=pooling)
-    config = checkpoint.config.model_copy(update={"task": task.model_dump(), "compression": ""})
-    torch.manual_seed(seed)
-    model = config.build()
-    encoder = {name: value for name, value in checkpoint.weights().items() if name.startswith("encoder.")}
-    load_weights(model, encoder)
-    return Checkpoint(config, checkpoint.featurizer, {}, checkpoint.lineage).with_model(model)
 
 
 def shared_weights(weights: Weights, freeze: str) -> Weights:

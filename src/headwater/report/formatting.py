@@ -16,6 +16,7 @@ VERBS = {
     "pretrain": "Pre-training",
     "import": "Import",
     "transfer": "Transfer",
+    "metalearn": "Meta-learning",
     "reshape": "Reshaping",
     "federate": "Federation",
     "personalize": "Personalization",

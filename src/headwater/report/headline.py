@@ -17,6 +17,7 @@ NOUNS = {
     "pretrain": ("pre-training", "pre-trainings"),
     "import": ("import", "imports"),
     "transfer": ("transfer run", "transfer runs"),
+    "metalearn": ("meta-learning", "meta-learnings"),
     "reshape": ("reshaping", "reshapings"),
     "federate": ("federation", "federations"),
     "personalize": ("personalization", "personalizations"),

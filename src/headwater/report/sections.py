@@ -12,6 +12,7 @@ from headwater.report.charts import Series, heat_map, line_chart, range_test_cha
 from headwater.report.collect import plain, with_verb
 from headwater.report.device import device_facts
 from headwater.report.federation import federated_facts, personal_facts, privacy_facts
+from headwater.report.few_shot import few_shot_facts
 from headwater.report.language import language_facts
 from headwater.report.lineage import draw_lineage
 from headwater.report.transfer import transfer_facts
@@ -199,6 +200,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[StageRecord]], Facts | None]]
     ("data", "Data", data_facts),
     ("training", "Training curves", training_facts),
     ("transfer", "Transfer", transfer_facts),
+    ("few_shot", "Few rows of a new task", few_shot_facts),
     ("language", "Language models", language_facts),
     ("coverage", "Vocabulary coverage", coverage_facts),
     ("federated", "Federated learning", federated_facts),

@@ -15,7 +15,7 @@ from headwater.report.charts import Bar, interval_chart
 from headwater.report.collect import accuracy, measured, plain, with_verb
 from headwater.statistics import GAIN, LOSS, Interval, mean_and_spread, paired_bootstrap, verdict
 
-METHODS = ("scratch", "features", "init", "finetune", "multitask", "lora", "adapters")
+METHODS = ("scratch", "features", "init", "finetune", "multitask", "lora", "adapters", "prototypes")
 SCRATCH = "scratch"
 EVERY_RUN_DIFFERS = frozenset({"out", "seed", "resume", "quiet", "device", "threads", "method", "rows"})
 

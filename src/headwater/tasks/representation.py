@@ -10,7 +10,7 @@ from headwater.axes import Axes
 from headwater.data.batches import Batch
 from headwater.data.examples import Examples
 from headwater.errors import ConfigError
-from headwater.model import Encoder, SequenceModel
+from headwater.model import Encoder, Pooling, SequenceModel
 from headwater.tasks.base import Task
 
 
@@ -20,6 +20,8 @@ class Representation(Task):
     needs_labels: ClassVar[bool] = False
 
     name: Literal["representation"] = "representation"
+    pooling: Pooling = "concat"
+    """How a classifier that is made of it sums up a row's states."""
 
     def head(self, encoder: Encoder, dropout: float) -> nn.Module:
         """Return a head that passes the states on."""

@@ -10,4 +10,5 @@ METHODS = {
     "multitask": "headwater.transfer_learning.methods:multitask",
     "lora": "headwater.transfer_learning.methods:lora",
     "adapters": "headwater.transfer_learning.adapters:adapters",
+    "prototypes": "headwater.transfer_learning.class_means:prototypes",
 }

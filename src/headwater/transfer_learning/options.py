@@ -50,9 +50,10 @@ class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, Trai
     method: Annotated[str, name_in("headwater.transfer_methods", METHODS, AUTO)] = "finetune"
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers),
-    `multitask` (learn other tasks beside the target's), `lora` (the head, and low-rank adapters on frozen matrices) or
-    `adapters` (the head, and bottlenecks behind frozen layers); `auto` tries the others but the last in short runs on
-    rows held out for that, and takes the safest of those that are within one standard error of the best."""
+    `multitask` (learn other tasks beside the target's), `lora` (the head, and low-rank adapters on frozen matrices),
+    `adapters` (the head, and bottlenecks behind frozen layers) or `prototypes` (frozen encoder, the nearest class mean
+    wins: for few rows, after `metalearn`); `auto` tries the others but the last two in short runs on rows held out for
+    that, and takes the safest of those that are within one standard error of the best."""
     tokenizer: Annotated[str, name_in("headwater.tokenizers", TOKENIZERS, "source")] = "source"
     """How the target's text is split: `word`, `char`, `char_space`, `bpe` or `jieba`; `source` splits as the source
     does."""
@@ -106,7 +107,7 @@ class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, Trai
 
     @model_validator(mode="after")
     def _method_fits_task(self) -> Self:
-        if self.task == "language_modeling" and self.method in (AUTO, "features", "multitask"):
+        if self.task == "language_modeling" and self.method in (AUTO, "features", "multitask", "prototypes"):
             raise ConfigError(
                 f"method = {self.method!r} makes classifiers: for --task language_modeling give --method finetune, "
                 "init, lora or scratch"
@@ -120,7 +121,7 @@ class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, Trai
         trained = ("scratch", "init", "finetune", "multitask", "lora", "adapters")
         readers = [
             (() if self.control else (*TrainOptions.model_fields, *DropoutChanges.model_fields, *_VAT), trained),
-            (("control_seeds",), ("init", "features", "finetune", "multitask", "lora", "adapters")),
+            (("control_seeds",), tuple(name for name in METHODS if name != SCRATCH)),
             (("head", "bss"), ("init", "finetune", "multitask", "lora", "adapters")),
             (("freeze", "l2_sp", "l2_sp_head"), ("init", "finetune", "multitask")),
             (("unfreeze", "probe_share", "lr_decay"), ("finetune",)),
@@ -146,7 +147,7 @@ class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, Trai
             unread |= {} if self.bptt else dict.fromkeys(("ar", "tar"), "with --bptt")
         else:
             unread |= dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")
-        tried = set(METHODS) - {"adapters"} - (set() if self.source_data else {"multitask"})
+        tried = set(METHODS) - {"adapters", "prototypes"} - (set() if self.source_data else {"multitask"})
         here = tried if self.method == AUTO else {self.method}
         return unread | {
             name: f"with --method {' or '.join(methods)}"
