@@ -7,6 +7,7 @@ import torch
 from helpers import TINY, same_bits, toy_rows, write_csv
 from test_transfer import TRAINING, featurizer
 
+from headwater import trainer
 from headwater.checkpoint import Checkpoint
 from headwater.cli import main
 from headwater.errors import ConfigError
@@ -145,6 +146,32 @@ def test_a_frozen_encoder_keeps_its_bits(texts, lm, tmp_path):
 def test_the_same_seed_gives_the_same_bits(texts, lm, tmp_path):
     one, two = (transfer(lm, options(texts, tmp_path / name, bptt=6, epochs=1)) for name in "ab")
     assert same_bits(one.tensors, two.tensors)
+
+
+class Stop(Exception):  # noqa: N818 - it stands for the end of the process
+    """What ends a run in the middle."""
+
+
+def test_an_interrupted_transfer_ends_with_the_same_bits(texts, lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "AUTOSAVE_SECONDS", -1.0)
+    given = {"bptt": 8, "epochs": 2, "patience": 0}
+    whole = transfer(lm, options(texts, tmp_path / "whole", **given))
+    step = trainer._Run.train_step
+
+    def stopping(run):
+        if run.step == 7:
+            raise Stop
+        return step(run)
+
+    monkeypatch.setattr(trainer._Run, "train_step", stopping)
+    with pytest.raises(Stop):
+        transfer(lm, options(texts, tmp_path / "killed", **given))
+    monkeypatch.setattr(trainer._Run, "train_step", step)
+    torch.manual_seed(99)
+    resumed = transfer(lm, options(texts, tmp_path / "killed", **given, resume=True))
+    assert resumed.identity == whole.identity
+    records = [StageRecord.load(tmp_path / name) for name in ("whole", "killed")]
+    assert records[0].metrics == records[1].metrics
 
 
 def test_a_backward_source_stays_backward(texts, lm, tmp_path):
