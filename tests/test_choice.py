@@ -87,7 +87,7 @@ def test_the_reason_names_the_best_and_how_little_it_leads_by():
     (taken, why) = choice._within_one_error(hits_of(finetune=80, init=81))
     assert (taken, why) == (
         "finetune",
-        "init 0.810, finetune 0.800; it is safer than init and within one standard error (0.010) of it",
+        "init 0.810, finetune 0.800; finetune is safer than init and within one standard error (0.010) of it",
     )
 
 

@@ -102,4 +102,4 @@ def _within_one_error(hits_by_method: dict[str, np.ndarray]) -> tuple[str, str]:
     figures = ", ".join(f"{method} {accuracy[method]:.3f}" for method in ranked)
     if taken == best:
         return taken, figures
-    return taken, f"{figures}; it is safer than {best} and within one standard error ({errors[taken]:.3f}) of it"
+    return taken, f"{figures}; {taken} is safer than {best} and within one standard error ({errors[taken]:.3f}) of it"
