@@ -135,7 +135,7 @@ class Latency(Record):
     runtime: str
     batch: int
     length: int
-    """Tokens a row."""
+    """Steps a row."""
     median_us: float
     """Microseconds a call."""
     p90_us: float
@@ -194,7 +194,8 @@ class StageRecord(Record):
     metrics: dict[str, Metrics] = {}
     """By what was measured: `test`, or `valid` where no test rows were given; `before`, `after`."""
     baselines: dict[str, Metrics] = {}
-    """`majority`, `tfidf_logistic_regression`, `unigram`: what the model must beat to be worth anything."""
+    """`majority`, `tfidf_logistic_regression`, `summary_logistic_regression`, `unigram`: what the model must beat to be
+    worth anything."""
     controls: dict[str, Metrics] = {}
     """`alone` (each client by itself) and `central` (all rows in one place); `scratch` of a transfer."""
     curves: list[Curve] = []

@@ -10,7 +10,7 @@ from headwater.fitting import Splits, with_epochs
 from headwater.registry import lookup
 from headwater.stage import Workspace
 from headwater.transfer_learning import METHODS
-from headwater.transfer_learning.job import make_job
+from headwater.transfer_learning.job import make_job, needs_new_input
 from headwater.transfer_learning.options import SCRATCH, TransferOptions
 
 _BATCH = 256
@@ -30,6 +30,8 @@ def choose_method(
     if not held:
         return "finetune", f"{TOO_FEW}, of {learned}, and compare methods by them: --method auto took finetune."
     candidates = [SCRATCH, "features", "init", "finetune", *(["multitask"] if options.source_data else [])]
+    if needs_new_input(source, splits, options):
+        candidates = [SCRATCH, "init", "finetune"]
     whole = with_epochs(options, learned).epochs
     epochs = min(whole, max(whole // 4, source.config.encoder.layers + 3))  # all layers thaw in a short run too
     figures = {}

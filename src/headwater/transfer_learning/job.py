@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from headwater.checkpoint import Checkpoint, ModelConfig
-from headwater.errors import CheckpointError, ConfigError
+from headwater.errors import ConfigError
+from headwater.features.featurizer import FeatureOptions, Featurizer, fit_featurizer
+from headwater.features.numeric import NumericOptions
 from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.fitting import Splits, fit_task, with_epochs
-from headwater.model import SequenceModel
+from headwater.model import FROZEN, EncoderOptions, SequenceModel
 from headwater.records import Coverage, DataUse
 from headwater.stage import Workspace
 from headwater.tasks import Task
@@ -36,7 +39,9 @@ class Job:
         config: The target model's config.
         featurizer: The target's featurizer.
         model: The target model; holds the source's weights unless the method starts from scratch.
-        coverage: What the source knew of the target's vocabulary; None from scratch.
+        coverage: What the source knew of the target's vocabulary; None from scratch, and where one of the two has none.
+        new_input: Whether the model's input side can't be the source's, since that reads another modality or other
+            channels: then the recurrent core alone is carried over.
         carried: The weights that the model has from the source.
         part: Names the state that an interrupted run continues from, where a stage does several jobs.
         source_uses: Rows of the source task that the method has read.
@@ -47,11 +52,12 @@ class Job:
     options: TransferOptions
     workspace: Workspace
     config: ModelConfig
-    featurizer: TextFeaturizer
+    featurizer: Featurizer
     model: SequenceModel
     coverage: Coverage | None
     carried: Weights
     part: str = ""
+    new_input: bool = False
     source_uses: list[DataUse] = field(default_factory=list)
 
     @property
@@ -106,37 +112,39 @@ class Job:
         return pulls
 
     def layer_groups(self) -> list[str]:
-        """Return the parameter names' beginnings from the head down to the embedding, one a layer."""
+        """Return the parameter names' beginnings from the head down to the input side, one a layer."""
         depth = len(self.model.encoder.stack.layers)
         layers = [f"encoder.stack.layers.{number}." for number in reversed(range(depth))]
-        return ["head.", *layers, "encoder.embedding."]
+        return ["head.", *layers, *self._input_side()]
+
+    def new_layers(self) -> list[str]:
+        """Return the parameter names' beginnings of an input side that can't be the source's."""
+        return self._input_side() if self.new_input else []
+
+    def _input_side(self) -> list[str]:
+        return [f"encoder.{name}." for name in self.model.encoder.input_side]
 
     def learns(self, prefix: str) -> range:
-        """Return the epochs in which a layer learns: none if the options keep it frozen throughout."""
-        frozen = {"none": (), "embedding": ("encoder.embedding.",), "encoder": ("encoder.",)}[self.options.freeze]
-        return NEVER if prefix.startswith(frozen) else ALWAYS
+        """Return the epochs in which a layer learns: none if the options keep it frozen; what is new always learns."""
+        frozen = prefix.startswith(FROZEN[self.options.freeze]) and prefix not in self.new_layers()
+        return NEVER if frozen else ALWAYS
 
 
 def make_job(
     source: Checkpoint, splits: Splits, options: TransferOptions, workspace: Workspace, *, from_scratch: bool
 ) -> Job:
     """Prepare a transfer: fit the target's featurizer, build the model, carry the source's weights over."""
-    wanted: dict[str, Any] = {} if options.tokenizer == "source" else {"tokenizer": options.tokenizer}
-    if options.max_length:
-        wanted["max_length"] = options.max_length
-    text_options = TextOptions(**(source.config.featurizer.model_dump() | wanted))
-    reuse = source.featurizer.tokenizer if options.tokenizer in ("source", source.config.featurizer.tokenizer) else None
-    target = TextFeaturizer.fit(splits.train.texts, text_options, reuse)
-    featurizer = target if from_scratch else union_featurizer(source.featurizer, target)
+    featurizer = _featurizer(source, splits, options, from_scratch=from_scratch)
     same_labels = source.labels == splits.labels
     if options.head == "source" and not same_labels:
         raise ConfigError(
             f"head = 'source' needs the same labels; the source has {', '.join(source.labels) or 'none'}, "
             f"the target {', '.join(splits.labels)}: use --head new"
         )
+    new_input = needs_new_input(source, splits, options)
     config = ModelConfig(
-        encoder=source.config.encoder,
-        vocabulary_size=len(featurizer.vocabulary),
+        **featurizer.sizes,
+        encoder=_encoder(source, featurizer, new_input=new_input),
         dropout=source.config.dropout,
         residual_layers=source.config.residual_layers,
         featurizer=featurizer.options,
@@ -151,19 +159,51 @@ def make_job(
     coverage: Coverage | None = None
     carried: Weights = {}
     if not from_scratch:
-        coverage, carried = _carry_over(source, model, featurizer, splits, head=same_labels and options.head != "new")
-    return Job(source, splits, options, workspace, config, featurizer, model, coverage, carried)
+        head = same_labels and (options.head == "source" if new_input else options.head != "new")
+        coverage, carried = _carry_over(source, model, featurizer, splits, head=head, new_input=new_input)
+    return Job(source, splits, options, workspace, config, featurizer, model, coverage, carried, new_input=new_input)
+
+
+def feature_options(source: Checkpoint, options: TransferOptions) -> FeatureOptions:
+    """Return how the target's rows are to be prepared: as the source's, as far as they are of its modality."""
+    here = NumericOptions if options.values is not None else TextOptions
+    known = source.config.featurizer.model_dump() if isinstance(source.config.featurizer, here) else {}
+    wanted: dict[str, Any] = {name: getattr(options, name) for name in here.model_fields if hasattr(options, name)}
+    return here(**(known | {name: value for name, value in wanted.items() if value and value != "source"}))
+
+
+def _featurizer(source: Checkpoint, splits: Splits, options: TransferOptions, *, from_scratch: bool) -> Featurizer:
+    """Fit the target's featurizer; of text it knows the source's tokens too, unless the model starts from scratch."""
+    prepared, known = feature_options(source, options), source.featurizer
+    if not isinstance(prepared, TextOptions) or not isinstance(known, TextFeaturizer):
+        return fit_featurizer(splits.train.inputs, prepared)
+    reuse = known.tokenizer if prepared.tokenizer == known.options.tokenizer else None
+    target = TextFeaturizer.fit(splits.train.texts, prepared, reuse)
+    return target if from_scratch else union_featurizer(known, target)
+
+
+def needs_new_input(source: Checkpoint, splits: Splits, options: TransferOptions) -> bool:
+    """Return whether the source's input side can't read the target's rows; a vocabulary can be remapped."""
+    channels = np.asarray(splits.train.inputs[0]).shape[1] if options.values is not None else 0
+    return channels != source.config.channels
+
+
+def _encoder(source: Checkpoint, featurizer: Featurizer, *, new_input: bool) -> EncoderOptions:
+    """Return the source's shape; numbers that its core has not read are projected to what it reads."""
+    shape = source.config.encoder
+    return shape.model_copy(update={"projection": featurizer.modality == "numeric"}) if new_input else shape
 
 
 def _carry_over(
-    source: Checkpoint, model: SequenceModel, featurizer: TextFeaturizer, splits: Splits, *, head: bool
-) -> tuple[Coverage, Weights]:
+    source: Checkpoint, model: SequenceModel, featurizer: Featurizer, splits: Splits, *, head: bool, new_input: bool
+) -> tuple[Coverage | None, Weights]:
     """Copy the source's weights into the model; return what it knew of the vocabulary, and the copied weights."""
-    weights = source.weights()
-    embedding = weights.pop("encoder.embedding.weight", None)
-    if embedding is None:
-        raise CheckpointError(f"{source.path} has no embedding: only models of text can be transferred to text")
-    kept = {name: value for name, value in weights.items() if head or name.startswith("encoder.")}
-    kept["encoder.embedding.weight"], coverage = remap(source.featurizer, embedding, featurizer, splits.train.texts)
+    beginnings = ("encoder.stack." if new_input else "encoder.", *(("head.",) if head else ()))
+    kept = {name: value for name, value in source.weights().items() if name.startswith(beginnings)}
+    coverage, embedding = None, kept.get("encoder.embedding.weight")
+    if embedding is not None:
+        assert isinstance(source.featurizer, TextFeaturizer)  # noqa: S101 - it has an embedding, and so
+        assert isinstance(featurizer, TextFeaturizer)  # noqa: S101 - has the target
+        kept["encoder.embedding.weight"], coverage = remap(source.featurizer, embedding, featurizer, splits.train.texts)
     load_weights(model, kept)
     return coverage, kept

@@ -16,6 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from headwater.config import ValueColumns
 from headwater.data.rows import label_set, read_rows
 from headwater.data_parallel import Share
 from headwater.errors import ConfigError
@@ -41,9 +42,11 @@ def init(job: Job) -> FitResult:
 def finetune(job: Job) -> FitResult:
     """Discriminative rates (Howard and Ruder 2018, arXiv:1801.06146, section 3.2), layers thawed in some order.
 
-    Each layer below the head learns with a rate smaller by a factor, in the epochs that `--unfreeze` gives it.
+    Each layer below the head learns with a rate smaller by a factor, in the epochs that `--unfreeze` gives it; a new
+    input side as the head does.
     """
-    layers = job.layer_groups()
+    new = job.new_layers()
+    layers = [prefix for prefix in job.layer_groups() if prefix not in new]
     learning = [prefix for prefix in layers if job.learns(prefix) is not NEVER]
     unfreeze, epochs = job.options.unfreeze, job.epochs
     if unfreeze == "probe_first":
@@ -55,7 +58,7 @@ def finetune(job: Job) -> FitResult:
         ParameterGroup((prefix,), job.options.lr_decay**-depth, thawed.get(prefix, NEVER))
         for depth, prefix in enumerate(layers)
     ]
-    return job.fit(groups, job.anchors())
+    return job.fit([*groups, *(ParameterGroup((prefix,)) for prefix in new)], job.anchors())
 
 
 def features(job: Job) -> None:
@@ -64,6 +67,11 @@ def features(job: Job) -> None:
     The regression's strength is chosen by cross-validation on the training rows; its scaling and weights are then
     written into the linear head, so that the result is an ordinary checkpoint.
     """
+    if job.new_input:
+        raise ConfigError(
+            "method = 'features' trains a head alone, and here the input side is new and must learn too: take --method "
+            "init or finetune, with --freeze encoder if the recurrent layers are to stay as they are"
+        )
     examples = job.splits.train.encode(job.featurizer, job.splits.labels)
     pooled_NF = pooled_states(job.model, examples)
     chosen = max((0.001, 0.01, 0.1, 1.0), key=lambda strength: _score(pooled_NF, examples.targets_N, strength))
@@ -83,7 +91,11 @@ def multitask(job: Job) -> FitResult:
     options = job.options
     if options.source_data is None:
         raise ConfigError("method = 'multitask' learns the source's task too: add --source-data FILE")
-    rows = read_rows(options.source_data, text=options.source_text, label=options.source_label)
+    if job.new_input:
+        raise ConfigError("method = 'multitask' needs rows of the source that the target's model can read: take init")
+    values, features = options.only(ValueColumns), job.featurizer.options
+    columns = {"text": options.source_text, "label": options.source_label}
+    rows = read_rows(options.source_data, **columns, values=values, features=features)
     job.source_uses.append(rows.use("source"))
     task = Classification(labels=label_set(rows))
     encoder = job.model.encoder
@@ -113,9 +125,11 @@ def lora(job: Job) -> FitResult:
     options, model = job.options, job.model
     whole = sum(value.numel() for value in model.parameters())
     targets = [target.strip() for target in options.lora_targets.split(",")]
+    if "embedding" not in model.encoder.input_side:  # numbers have none
+        targets = [target for target in targets if target != "embedding"] or targets
     with low_rank(model.encoder, targets, options.rank, options.lora_alpha) as adapters:
         gates = [f"encoder.stack.layers.{number}.gate" for number in job.config.residual_layers]
-        learning = ("head.", *gates, *(f"encoder.{name}" for name in adapters))
+        learning = ("head.", *gates, *job.new_layers(), *(f"encoder.{name}" for name in adapters))
         trained = sum(value.numel() for name, value in model.named_parameters() if name.startswith(learning))
         result = job.fit([ParameterGroup(learning), ParameterGroup(("",), epochs=NEVER)])
     parts = f"{len(adapters)} adapters{', the gates of residual layers' * bool(gates)} and the head"

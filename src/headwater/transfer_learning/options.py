@@ -7,16 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from headwater.config import DataOptions, Fraction, RunOptions
+from headwater.features.numeric import WindowOptions
 from headwater.features.tokenizers import TOKENIZERS
+from headwater.model import Freeze
 from headwater.registry import name_in
 from headwater.trainer import TrainOptions
 from headwater.transfer_learning import METHODS
 
 AUTO, SCRATCH = "auto", "scratch"
-Freeze = Literal["none", "embedding", "encoder"]
 
 
-class TransferOptions(TrainOptions, DataOptions, RunOptions):
+class TransferOptions(TrainOptions, WindowOptions, DataOptions, RunOptions):
     """Options of `transfer`."""
 
     method: Annotated[str, name_in("headwater.transfer_methods", METHODS, AUTO)] = "finetune"
@@ -28,7 +29,7 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     """How the target's text is split: `word`, `char`, `char_space`, `bpe` or `jieba`; `source` splits as the source
     does."""
     max_length: Annotated[int, Field(ge=0)] = 0
-    """Tokens a row at most; 0 keeps the source's limit."""
+    """Tokens or steps a row at most; 0 keeps the source's limit."""
     freeze: Freeze = "none"
     """Layers that `init`, `finetune` and `multitask` never change: `embedding`, or the whole `encoder`."""
     unfreeze: Literal["gradual", "chain_thaw", "probe_first", "at_once"] = "gradual"
@@ -58,7 +59,8 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
     """Whether to keep the source's head; `auto` keeps it if the target has the same labels."""
     control: bool = False
     """Train the same from scratch too, and tell a gain from a loss by a paired interval of the difference on the test
-    rows. A journey needs it less: where `scratch` is a method in its matrix, the report compares with that."""
+    rows; always done where the source's input side can't read the target's rows. A journey needs it less: where
+    `scratch` is a method in its matrix, the report compares with that."""
     control_seeds: Annotated[int, Field(ge=1)] = 1
     """Seeds for which `--control` trains both, counted up from `--seed`."""
     source_data: str | None = None
@@ -88,6 +90,10 @@ class TransferOptions(TrainOptions, DataOptions, RunOptions):
         unread |= {} if self.l2_sp else {"l2_sp_head": "with --l2-sp"}
         unread |= {} if self.control else {"control_seeds": "with --control"}
         unread |= {"weight_decay": "without --l2-sp"} if self.l2_sp and not self.control else {}
+        if self.values is None:
+            unread |= dict.fromkeys(WindowOptions.model_fields, "with --values")
+        else:
+            unread |= dict.fromkeys(("text", "tokenizer"), "without --values")
         tried = set(METHODS) - {"lora"} - (set() if self.source_data else {"multitask"})
         here = tried if self.method == AUTO else {self.method}
         return unread | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from headwater.checkpoint import Checkpoint
@@ -11,7 +12,7 @@ from headwater.stage import Outcome, Workspace, run_stage
 from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.choice import choose_method
 from headwater.transfer_learning.control import compare_with_scratch, evaluate
-from headwater.transfer_learning.job import Job, make_job
+from headwater.transfer_learning.job import Job, feature_options, make_job
 from headwater.transfer_learning.options import AUTO, SCRATCH, TransferOptions
 
 
@@ -29,7 +30,7 @@ def transfer(source: Checkpoint, options: TransferOptions) -> Checkpoint:
 
 
 def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) -> Outcome:
-    splits = read_splits(options, options.seed)
+    splits = read_splits(options, options.seed, features=feature_options(source, options))
     notes = []
     if options.method == AUTO:
         method, why = choose_method(source, splits, options, workspace)
@@ -38,7 +39,9 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
         if splits.test_name == "valid":
             notes.append("The held-out rows have chosen the method too: their figures flatter it; --test FILE doesn't.")
     job = make_job(source, splits, options, workspace, from_scratch=options.method == SCRATCH)
-    before = {} if job.coverage is None or source.labels != splits.labels else _zero_shot(job)
+    if job.new_input and options.method != SCRATCH:
+        notes.append(_crossing(job))
+    before = _zero_shot(job)
     result = lookup("headwater.transfer_methods", METHODS, options.method)(job)
     lineage = source.lineage.model_copy(deep=True)
     checkpoint = Checkpoint(job.config, job.featurizer, {}, lineage).with_model(job.model)
@@ -50,8 +53,10 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
         "coverage": job.coverage,
         "notes": notes + splits.notes(job.featurizer, fitted=result is not None),
     }
-    if options.control and options.method != SCRATCH and len(splits.test):
-        twin, note = compare_with_scratch(job)
+    # What a core is worth to rows that its source has never read, nobody knows beforehand.
+    if (options.control or job.new_input) and options.method != SCRATCH and len(splits.test):
+        seeds = options.control_seeds if options.control else 1
+        twin, note = compare_with_scratch(replace(job, options=options.model_copy(update={"control_seeds": seeds})))
         facts["controls"] = {SCRATCH: twin}
         facts["notes"].append(note)
     if result:
@@ -60,8 +65,19 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
     return Outcome(checkpoint, facts, (source,))
 
 
+def _crossing(job: Job) -> str:
+    """Return what was kept where the source has read other rows than the target's."""
+    was, now = (f"numbers of {c.channels} channels" if c.channels else "text" for c in (job.source.config, job.config))
+    kept = sum(value.numel() for name, value in job.carried.items() if name.startswith("encoder."))
+    return (
+        f"The source has read {was}, the target's rows are {now}: {kept:,} recurrent weights were kept, the input side "
+        "is new."
+    )
+
+
 def _zero_shot(job: Job) -> dict[str, Any]:
-    """Return the source's figures on the target before any training, where it has the same labels."""
-    if not len(job.splits.test) or job.options.head == "new":
+    """Return the source's figures on the target before any training, where all of it was carried over."""
+    whole = not job.new_input and any(name.startswith("head.") for name in job.carried)
+    if not len(job.splits.test) or not whole:
         return {}
     return {"zero_shot": evaluate(job).figures()}
