@@ -172,7 +172,7 @@ def test_a_language_model_predicts_each_token_and_the_end():
     model, task = prepared("language_modeling")
     examples = toy_examples(9)
     counts = task.count(model, examples, 4)
-    assert counts.tokens == len(examples.tokens) + len(examples)
+    assert counts.tokens == len(examples.inputs) + len(examples)
     assert counts.figures()["perplexity"] == pytest.approx(np.exp(counts.figures()["loss"]))
     _, targets = task._states(model, batch_of(examples, np.arange(9)))
     assert int((targets == END).sum()) == 9

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from headwater.checkpoint import Checkpoint, ModelConfig
-from headwater.errors import ConfigError
+from headwater.errors import CheckpointError, ConfigError
 from headwater.features.featurizer import FeatureOptions, Featurizer, fit_featurizer
 from headwater.features.numeric import NumericOptions
 from headwater.features.text import TextFeaturizer, TextOptions
@@ -200,10 +200,11 @@ def _carry_over(
     """Copy the source's weights into the model; return what it knew of the vocabulary, and the copied weights."""
     beginnings = ("encoder.stack." if new_input else "encoder.", *(("head.",) if head else ()))
     kept = {name: value for name, value in source.weights().items() if name.startswith(beginnings)}
-    coverage, embedding = None, kept.get("encoder.embedding.weight")
-    if embedding is not None:
-        assert isinstance(source.featurizer, TextFeaturizer)  # noqa: S101 - it has an embedding, and so
-        assert isinstance(featurizer, TextFeaturizer)  # noqa: S101 - has the target
+    coverage = None
+    if isinstance(source.featurizer, TextFeaturizer) and isinstance(featurizer, TextFeaturizer):
+        embedding = kept.get("encoder.embedding.weight")
+        if embedding is None:
+            raise CheckpointError(f"{source.path} has no embedding: it can't be transferred to text")
         kept["encoder.embedding.weight"], coverage = remap(source.featurizer, embedding, featurizer, splits.train.texts)
     load_weights(model, kept)
     return coverage, kept
