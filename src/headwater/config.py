@@ -126,10 +126,10 @@ class ValueColumns(Config):
     """Where numbers stand in a file of numeric rows."""
 
     values: str | None = None
-    """Numeric rows in place of text: the columns of their numbers, with commas between. With `--id` they hold a number
-    a line, a channel each; else lists: of numbers, a channel each, or one column of lists of lists, steps of channels.
-    In an .npz archive arrays are columns, (rows, steps) or (rows, steps, channels), with `--id` (all steps,); `*` takes
-    each array as a recording whose label is its name."""
+    """Numeric rows in place of text: the columns of their channels, with commas between. With `--id` each line is a
+    step and holds a number; else each line is a row and holds the list of its numbers, or in a single column the list
+    of its steps, a list of channels each. In an .npz archive arrays are columns, (rows, steps) or (rows, steps,
+    channels), with `--id` (all steps,); `*` takes each array as a recording whose label is its name."""
     id: str | None = None
     """The column that says of which row a line is a step, for numeric tables with a step a line."""
     time: str | None = None
