@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import NO_DROPOUT, TINY, toy_series, write_lists
 
+from headwater import fine_tune
 from headwater.cells.stream import Stream
 from headwater.checkpoint import MODEL_FILE, Checkpoint, ModelConfig
 from headwater.cli import main
@@ -19,6 +20,7 @@ from headwater.config import ValueColumns
 from headwater.data.batches import batch_of
 from headwater.data.examples import Examples
 from headwater.data.rows import Rows, hold_out, read_rows, row_notes
+from headwater.data_parallel import Share
 from headwater.deployment import export_target
 from headwater.deployment.verb import ExportOptions, export
 from headwater.deployment.verify import verify
@@ -27,7 +29,10 @@ from headwater.features.numeric import STANDARDIZATION_FILE, NumericFeaturizer, 
 from headwater.federated.options import FederateOptions
 from headwater.federated.personalization import PersonalizeOptions, personalize
 from headwater.federated.verb import federate
+from headwater.fitting import Splits
 from headwater.journey import read_journey, run_journey
+from headwater.metalearning.options import MetalearnOptions
+from headwater.metalearning.verb import metalearn
 from headwater.model import EncoderOptions
 from headwater.prediction import EvaluateOptions, PredictOptions, evaluate, load_predictor, predict
 from headwater.pretraining import PretrainOptions, pretrain
@@ -35,8 +40,10 @@ from headwater.records import StageRecord
 from headwater.report import write_report
 from headwater.reshaping.verb import ReshapeOptions, reshape
 from headwater.tasks.classification import torch_runner
+from headwater.transfer_learning.choice import _folds
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.verb import transfer
+from headwater.transfer_learning.virtual_adversarial import VirtualAdversarial
 
 RUN = TINY | {"values": "values", "epochs": 4}
 SHARED_DATA = Path(os.environ.get("HEADWATER_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -315,7 +322,7 @@ def test_the_width_of_a_projection_can_change_that_of_channels_cannot(numeric, t
 
 
 def transferring(data, test, out, **more):
-    shared = {name: value for name, value in RUN.items() if name in TransferOptions.model_fields}
+    shared = {name: value for name, value in RUN.items() if name in TransferOptions.model_fields} | {"control_seeds": 1}
     return TransferOptions(**shared | {"data": str(data), "test": str(test), "out": out} | more)
 
 
@@ -323,11 +330,13 @@ def options(numbers, out, **more):
     return transferring(numbers / "train.jsonl", numbers / "test.jsonl", out, **more)
 
 
-@pytest.mark.parametrize("method", ["scratch", "init", "features", "finetune", "multitask", "lora"])
+@pytest.mark.parametrize(
+    "method", ["scratch", "init", "features", "finetune", "multitask", "lora", "adapters", "prototypes"]
+)
 def test_every_method_carries_numbers_over(numeric, numbers, tmp_path, method):
     more = {"source_data": str(numbers / "three.jsonl")} if method == "multitask" else {}
     more |= {"rank": 2} if method == "lora" else {}
-    made = transfer(numeric, options(numbers, tmp_path / "t", method=method, **more))
+    made = transfer(numeric, options(numbers, tmp_path / "t", method=method, control=False, **more))
     record = StageRecord.load(tmp_path / "t")
     assert ("zero_shot" in record.metrics) == (method != "scratch")
     assert record.coverage is None
@@ -351,7 +360,7 @@ def test_other_channels_get_an_input_side_of_their_own(numeric, tmp_path):
     assert "The source has read numbers of 2 channels, the target's rows are numbers of 1 channels" in record.notes[0]
 
 
-@pytest.mark.parametrize("method", ["init", "finetune", "lora", "auto"])
+@pytest.mark.parametrize("method", ["init", "finetune", "lora", "adapters", "auto"])
 def test_the_core_of_a_text_model_reads_numbers(source, numbers, tmp_path, method):
     more = {"freeze": "encoder"} if method == "init" else {"rank": 1} if method == "lora" else {}
     made = transfer(source, options(numbers, tmp_path / "t", method=method, **more))
@@ -365,7 +374,7 @@ def test_the_core_of_a_text_model_reads_numbers(source, numbers, tmp_path, metho
         assert set(record.controls) == {"scratch"}
         said = [note for note in record.notes if note.startswith("The source has read text")]
         assert len(said) == 1
-        assert any("its twin from scratch" in note for note in record.notes)
+        assert any(note.startswith("Over training from scratch") for note in record.notes)
 
 
 def test_the_core_of_a_numeric_model_reads_text(numeric, data, tmp_path):
@@ -374,12 +383,105 @@ def test_the_core_of_a_numeric_model_reads_text(numeric, data, tmp_path):
     assert set(StageRecord.load(tmp_path / "t").controls) == {"scratch"}
 
 
-@pytest.mark.parametrize(("method", "said"), [("features", "the input side is new"), ("multitask", "can read")])
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [("features", "input side is new"), ("prototypes", "input side is new"), ("multitask", "can read")],
+)
 def test_methods_that_need_the_source_s_input_side_say_so(source, numbers, tmp_path, method, said):
     more = {"source_data": "x"} if method == "multitask" else {}
     with pytest.raises(ConfigError, match=said):
         transfer(source, options(numbers, tmp_path / "t", method=method, **more))
     assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"lm_weight": 0.1}, "a language model predicts tokens"),
+        ({"task": "language_modeling"}, "predicts tokens"),
+    ],
+)
+def test_numbers_have_no_language_model(numeric, numbers, tmp_path, given, said):
+    with pytest.raises(ConfigError, match=said):
+        transfer(numeric, options(numbers, tmp_path / "t", method="init", **given))
+    assert not (tmp_path / "t").exists()
+
+
+def test_adapters_stay_in_a_numeric_model_and_are_exported(numeric, numbers, tmp_path):
+    made = transfer(numeric, options(numbers, tmp_path / "t", method="adapters", bottleneck=3, control=False))
+    core = "encoder.stack.layers.0.fwd.weight_hh"
+    assert torch.equal(made.tensors[core], numeric.tensors[core])
+    assert made.tensors["encoder.stack.layers.0.adapter.down.weight"].abs().sum() > 0
+    export(made, ExportOptions(out=tmp_path / "e", quiet=True))  # compares the graph with the model
+
+
+def test_a_new_input_side_learns_with_adapters(source, numbers, tmp_path):
+    given = {"method": "adapters", "control": False}
+    once, more = (
+        transfer(source, options(numbers, tmp_path / str(epochs), epochs=epochs, **given)) for epochs in (1, 2)
+    )
+    projection, core = "encoder.projection.weight", "encoder.stack.layers.0.fwd.weight_hh"
+    assert not torch.equal(once.tensors[projection], more.tensors[projection])
+    assert torch.equal(once.tensors[core], source.tensors[core])
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_the_spread_that_virtual_adversarial_training_counts_in_is_that_of_what_layers_read(projection):
+    model = small(projection=projection).model()
+    rng = np.random.default_rng(0)
+    examples = Examples([(rng.standard_normal((steps, 3)) * [1, 2, 3]).astype(np.float32) for steps in (5, 9, 4)])
+    given = TransferOptions(data="x", out="y", vat=1.0)
+    objective = VirtualAdversarial(model, examples, given, torch.device("cpu"))
+    with torch.no_grad():
+        read_NE = model.encoder.embed(torch.from_numpy(examples.inputs))
+    torch.testing.assert_close(objective._spread(), read_NE.std(0, unbiased=False))
+    (loss,) = objective.losses(0, Share(0, 1))
+    assert float(loss.detach()) > 0
+
+
+def test_virtual_adversarial_training_reads_more_numbers_without_labels(numeric, numbers, tmp_path):
+    given = {"method": "init", "epochs": 1, "vat": 1.0, "control": False}
+    plain = transfer(numeric, options(numbers, tmp_path / "p", **given))
+    made = transfer(numeric, options(numbers, tmp_path / "t", **given, vat_data=str(numbers / "three.jsonl")))
+    assert plain.identity != made.identity
+    assert [use.rows for use in StageRecord.load(tmp_path / "t").data][-1] == 240
+
+
+def test_fine_tuning_in_one_call_takes_numbers(numeric, numbers, tmp_path):
+    files = {"data": str(numbers / "three.jsonl"), "values": "values", "rows": 45}
+    made = fine_tune(numeric, **files, control=False, quiet=True, device="cpu", out=tmp_path / "t")
+    assert made.labels == ("falls", "rests", "rises")
+    assert any("took finetune untried" in note for note in StageRecord.load(tmp_path / "t").notes)
+
+
+def test_the_runs_that_choose_a_method_keep_the_windows_of_a_recording_together():
+    long = [np.zeros((40, 1))] * 12
+    rows = Rows(long, ["a", "b"] * 6, [], "toy", "0" * 64, recordings=[str(n) for n in range(12)])
+    windows = rows.windows(NumericOptions(window=10))
+    none = windows.take([])
+    folds = _folds(Splits(windows, none, none, "valid", ("a", "b"), windows.labels), seed=0)
+    assert len(folds) == 3
+    for fold in folds:
+        assert not set(fold.train.recordings) & set(fold.test.recordings)
+        assert set(fold.train.labels) == {"a", "b"}
+    assert sum(len(fold.test) for fold in folds) == len(windows)
+
+
+@pytest.mark.parametrize("method", ["reptile", "fomaml", "prototypes"])
+def test_meta_learning_reads_numbers(numbers, tmp_path, method):
+    shape = {"hidden_size": 8, "embedding_size": 6, "projection": True, "quiet": True, "device": "cpu"}
+    few = {"episodes": 6, "test_episodes": 3, "shots": 2, "queries": 3, "inner_steps": 2, "adapt_steps": 2}
+    given = {"data": str(numbers / "train.jsonl"), "values": "values", "tasks": "client"}
+    made = metalearn(None, MetalearnOptions(**shape | few | given, method=method, out=tmp_path / "m"))
+    assert (made.config.channels, made.config.vocabulary_size) == (2, 0)
+    assert "summary_logistic_regression" in StageRecord.load(tmp_path / "m").baselines
+
+
+def test_meta_learning_takes_no_windows(numbers, tmp_path):
+    given = {"data": str(numbers / "train.jsonl"), "values": "values", "tasks": "client", "window": 3}
+    with pytest.raises(ConfigError, match="windows of a recording"):
+        metalearn(None, MetalearnOptions(**given, quiet=True, out=tmp_path / "m"))
+    assert not (tmp_path / "m").exists()
 
 
 def test_the_modality_of_rows_must_be_the_model_s(numeric_folder, source_folder, numbers, data, tmp_path):

