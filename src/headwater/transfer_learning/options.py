@@ -28,7 +28,7 @@ class DropoutChanges(Config):
     embedding_dropout: Fraction | None = None
     """Share of the vocabulary's rows dropped in each step; without it, and likewise below, the source's share."""
     input_dropout: Fraction | None = None
-    """Variational dropout on the embedded rows."""
+    """Variational dropout on the embedded or projected rows."""
     hidden_dropout: Fraction | None = None
     """Variational dropout between recurrent layers."""
     weight_dropout: Fraction | None = None
@@ -91,10 +91,10 @@ class TransferOptions(
     adapter_layers: str = "all"
     """Layers that `adapters` puts a bottleneck behind: their numbers, from 1, with commas between; or `all`."""
     vat: Annotated[float, Field(ge=0.0)] = 0.0
-    """Virtual adversarial training: this times the divergence of the predictions where the embedded tokens move in the
-    direction that changes them most (Miyato et al. 2016, who take 1); 0 is without."""
+    """Virtual adversarial training: this times the divergence of the predictions where the embedded tokens, or the
+    numbers, move in the direction that changes them most (Miyato et al. 2016, who take 1); 0 is without."""
     vat_radius: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 5.0
-    """How far all tokens of a row move together, in standard deviations of the embedding's numbers."""
+    """How far all tokens or steps of a row move together, in standard deviations of the numbers that are moved."""
     vat_data: str | None = None
     """More rows for `--vat`, which needs no labels: a file with a column named as `--text` (of numbers, with
     `--values`), or `card:NAME/SPLIT`."""
