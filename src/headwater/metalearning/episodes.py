@@ -14,9 +14,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from headwater.config import RowOptions
+from headwater.config import RowOptions, ValueColumns
 from headwater.data.rows import Rows, label_set, read_rows
-from headwater.errors import DataError, did_you_mean
+from headwater.errors import ConfigError, DataError, did_you_mean
+from headwater.features.featurizer import FeatureOptions
 
 _HELD, _TRAIN, _TEST = 0x4E1D, 0x7EA1, 0x7E57  # what numbers are drawn for
 
@@ -115,17 +116,26 @@ class Episodes:
         return self.rows.take(np.sort(np.concatenate(numbers)))
 
 
-def read_episodes(options: EpisodeOptions, seed: int) -> tuple[Episodes, Episodes, list[str]]:
-    """Read the rows and part their tasks.
+def read_episodes(
+    options: EpisodeOptions, seed: int, features: FeatureOptions | None = None
+) -> tuple[Episodes, Episodes, list[str]]:
+    """Read the rows and part their tasks; `features` says how they will be prepared.
 
     Returns:
         The episodes to learn from, those to measure by, which share no task (without a column of tasks, no label), and
         what a reader should know.
 
     Raises:
+        ConfigError: The rows are windows, of which those of one recording would stand on both sides of an episode.
         DataError: The rows can't be used, or too few tasks or labels have the rows of an episode.
     """
-    rows = read_rows(options.data, text=options.text, label=options.label, client=options.tasks)
+    values, text, label = options.only(ValueColumns), options.text, options.label
+    rows = read_rows(options.data, text=text, label=label, client=options.tasks, values=values, features=features)
+    if rows.starts:
+        raise ConfigError(
+            "an episode would adapt to windows of a recording and be tested by others of the same: leave --window out, "
+            "and start from a model that reads recordings whole"
+        )
     labels = label_set(rows)
     classes, small = _large_enough(rows, labels, options)
     kind, least, least_held = ("tasks", 2, 1) if options.tasks else ("labels", options.ways, options.ways)

@@ -6,18 +6,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from headwater.config import RunOptions
-from headwater.features.text import TextOptions
+from headwater.config import RunOptions, ValueColumns
 from headwater.metalearning import METHODS
 from headwater.metalearning.adaptation import AdaptOptions
 from headwater.metalearning.episodes import EpisodeOptions
-from headwater.model import DropoutOptions, EncoderOptions, Pooling
+from headwater.model import Pooling
+from headwater.new_model import NewModelOptions
 from headwater.registry import name_in
 
 ADAPTING = ("reptile", "fomaml")
 
 
-class MetalearnOptions(AdaptOptions, EpisodeOptions, DropoutOptions, EncoderOptions, TextOptions, RunOptions):
+class MetalearnOptions(AdaptOptions, EpisodeOptions, NewModelOptions, RunOptions):
     """Options of `metalearn`."""
 
     method: Annotated[str, name_in("headwater.meta_learning_methods", METHODS)] = "reptile"
@@ -40,10 +40,9 @@ class MetalearnOptions(AdaptOptions, EpisodeOptions, DropoutOptions, EncoderOpti
         """Class means take no steps."""
         adapts = self.method not in METHODS or self.method in ADAPTING
         without = {} if adapts else dict.fromkeys(AdaptOptions.model_fields, f"with --method {' or '.join(ADAPTING)}")
-        return super().unread() | without
+        return NewModelOptions.unread(self) | super().unread() | without
 
     def notes_from_checkpoint(self) -> list[str]:
         """Return a sentence for each option that says what a new model is like, though there is a checkpoint."""
-        groups = (DropoutOptions, EncoderOptions, TextOptions)
-        names = [*(name for group in groups for name in group.model_fields), "pooling"]
+        names = [*(name for name in NewModelOptions.model_fields if name not in ValueColumns.model_fields), "pooling"]
         return self.ignored(dict.fromkeys(names, "without a CHECKPOINT"))

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from headwater.checkpoint import Checkpoint, ModelConfig
+from headwater.checkpoint import Checkpoint
 from headwater.data.rows import row_notes
-from headwater.features.text import TextFeaturizer, TextOptions
+from headwater.features.featurizer import fit_featurizer
 from headwater.metalearning import METHODS
 from headwater.metalearning.adaptation import AdaptOptions, Learner
 from headwater.metalearning.episodes import Episodes, read_episodes
@@ -16,7 +16,7 @@ from headwater.metalearning.measuring import META_LEARNED, NOT_ADAPTED, PLAIN_ST
 from headwater.metalearning.methods import Method
 from headwater.metalearning.options import MetalearnOptions
 from headwater.metalearning.outer_loop import OuterLoop
-from headwater.model import DropoutOptions, EncoderOptions, SequenceModel
+from headwater.model import SequenceModel
 from headwater.records import EpisodeRow
 from headwater.registry import lookup
 from headwater.stage import Outcome, Workspace, run_stage
@@ -44,7 +44,9 @@ def metalearn(source: Checkpoint | None, options: MetalearnOptions) -> Checkpoin
 
 
 def _work(source: Checkpoint | None, options: MetalearnOptions, workspace: Workspace) -> Outcome:
-    train, held, notes = read_episodes(options, options.seed)
+    train, held, notes = read_episodes(
+        options, options.seed, source.featurizer.options if source else options.features()
+    )
     start = _start(source, train, options)
     model = start.model().to(workspace.device)
     learner = Learner(model, start.featurizer, options.only(AdaptOptions), workspace.device, not train.labels)
@@ -84,14 +86,9 @@ def _start(source: Checkpoint | None, train: Episodes, options: MetalearnOptions
     labels = train.labels or tuple(f"class {number}" for number in range(1, options.ways + 1))
     if source:
         return source.for_labels(labels, options.seed)
-    featurizer = TextFeaturizer.fit(train.used().texts, options.only(TextOptions))
-    config = ModelConfig(
-        encoder=options.only(EncoderOptions),
-        vocabulary_size=len(featurizer.vocabulary),
-        dropout=options.only(DropoutOptions),
-        featurizer=options.only(TextOptions),
-        task=Classification(labels=labels, pooling=options.pooling).model_dump(),
-    )
+    featurizer = fit_featurizer(train.used().inputs, options.features())
+    task = Classification(labels=labels, pooling=options.pooling)
+    config = options.config_for(featurizer, task.model_dump())
     torch.manual_seed(options.seed)
     return Checkpoint(config, featurizer, {}).with_model(config.build())
 

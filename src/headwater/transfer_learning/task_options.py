@@ -16,7 +16,8 @@ class TaskOptions(Config):
     """Tasks that are learned beside the target's, on the same encoder."""
 
     source_data: Several[str] = ()
-    """Rows of another task that `multitask` learns beside the target's, such as the source's; repeated for several."""
+    """Rows of another task that `multitask` learns beside the target's, such as the source's; repeated for several.
+    Numbers are in the columns that `--values` names."""
     source_text: Several[str] = ("text",)
     """The column of the source rows' text: given once for all files, or once for each."""
     source_label: Several[str] = ("label",)
