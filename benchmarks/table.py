@@ -27,7 +27,7 @@ def transfer_table(records):
     for rows, methods in sorted(runs.items(), key=lambda item: item[0] or 10**9):
         name = rows or "all"
         any_runs = next(iter(methods.values())).values()
-        for baseline in ("majority", "tfidf_logistic_regression"):
+        for baseline in next(iter(any_runs)).baselines:
             values = [record.baselines[baseline]["accuracy"] for record in any_runs]
             print(f"| {name} | *{baseline.replace('_', ' ')}* | {np.mean(values):.3f} ± {np.std(values):.3f} | | |")
         scratch = methods.get("scratch", {})

@@ -1,6 +1,7 @@
 """Generated toy rows that a small network can learn, and tiny options to learn them with."""
 
 import csv
+import json
 from types import MappingProxyType
 
 import numpy as np
@@ -51,6 +52,29 @@ def write_csv(path, rows):
     return str(path)
 
 
+def toy_series(count, *, seed=0, labels=("falls", "rises"), clients=0):
+    """Return rows of 3 to 9 steps and 2 channels of unlike scales; the label says how the second one goes on."""
+    rng = np.random.default_rng(seed)
+    found = [labels[index % len(labels)] for index in range(count)]
+    values = []
+    for label in found:
+        slope = labels.index(label) - (len(labels) - 1) / 2
+        steps = np.arange(rng.integers(3, 10))
+        noise = rng.normal(size=(len(steps), 2))
+        values.append(np.stack([1000 + 50 * noise[:, 0], 0.01 * (slope * steps + 0.3 * noise[:, 1])], 1))
+    owners = [f"c{int(n)}" for n in rng.integers(clients, size=count)] if clients else []
+    return Rows(values, found, owners, "toy", "0" * 64, [str(index + 1) for index in range(count)])
+
+
+def write_lists(path, rows):
+    """Write numeric rows as JSON lines, lists of steps, and return the file's path as text."""
+    with path.open("w") as stream:
+        for index, (values, label) in enumerate(zip(rows.inputs, rows.labels, strict=True)):
+            client = {"client": rows.clients[index]} if rows.clients else {}
+            stream.write(json.dumps({"values": values.tolist(), "label": label} | client) + "\n")
+    return str(path)
+
+
 def toy_featurizer():
     """Return a featurizer that knows every toy word."""
     words = [*NEUTRAL, *(word for polar in POLAR.values() for word in polar)]
@@ -82,8 +106,8 @@ def toy_examples(count, *, seed=0, labels=("bad", "good")):
 
 def join(parts):
     """Return the examples of several sets, one behind the other."""
-    tokens = [p.tokens[s : s + n] for p in parts for s, n in zip(p.starts_N, p.lengths_N, strict=True)]
-    return Examples(tokens, [int(target) for p in parts for target in p.targets_N])
+    inputs = [p.inputs[s : s + n] for p in parts for s, n in zip(p.starts_N, p.lengths_N, strict=True)]
+    return Examples(inputs, [int(target) for p in parts for target in p.targets_N])
 
 
 def same_bits(a, b):

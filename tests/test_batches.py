@@ -26,11 +26,11 @@ def test_an_epoch_holds_each_row_once_and_whole(rows, size, seed, epoch):
     for step in range(epoch * shuffler.steps_per_epoch, (epoch + 1) * shuffler.steps_per_epoch):
         batch = shuffler[step]
         assert 1 <= len(batch.targets_B) <= size
-        for tokens, length, target in zip(batch.tokens_BT, batch.lengths_B, batch.targets_B, strict=True):
+        for tokens, length, target in zip(batch.inputs, batch.lengths_B, batch.targets_B, strict=True):
             assert tokens[:length].tolist() == rows[int(target)]
             assert (tokens[length:] == PAD).all()
             seen.append(int(target))
-        assert batch.tokens_BT.shape[1] == int(batch.lengths_B.max())
+        assert batch.inputs.shape[1] == int(batch.lengths_B.max())
     assert sorted(seen) == list(range(len(rows)))
 
 
@@ -59,7 +59,7 @@ def test_rows_of_like_length_share_a_batch():
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 100, 640)
     shuffler = Shuffler(Examples([[1] * n for n in lengths]), 32, 0)
-    padded = sum(shuffler[step].tokens_BT.numel() for step in range(shuffler.steps_per_epoch))
+    padded = sum(shuffler[step].inputs.numel() for step in range(shuffler.steps_per_epoch))
     assert padded < 1.15 * lengths.sum()
 
 
@@ -83,11 +83,11 @@ def test_taken_rows_are_the_rows_in_the_given_order(chosen):
     assert taken.targets_N.tolist() == chosen
     for place, row in enumerate(chosen):
         batch = batch_of(taken, np.array([place]))
-        assert batch.tokens_BT[0].tolist() == rows[row]
+        assert batch.inputs[0].tolist() == rows[row]
 
 
 def test_rows_without_labels_have_no_targets():
     batch = batch_of(Examples([[1, 2], [3]]), np.array([1, 0]))
     assert batch.targets_B.shape == (0,)
-    assert batch.tokens_BT.tolist() == [[3, 0], [1, 2]]
+    assert batch.inputs.tolist() == [[3, 0], [1, 2]]
     assert batch.lengths_B.tolist() == [1, 2]

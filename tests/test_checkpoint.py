@@ -125,7 +125,7 @@ def test_a_missing_file_is_named(tmp_path, maker):
 def test_a_file_that_is_needed_must_be_listed(folder, name):
     sums = folder / SUMS_FILE
     sums.write_text("".join(line for line in sums.read_text().splitlines(keepends=True) if name not in line))
-    with pytest.raises(CheckpointError, match=f"lists no {name}"):
+    with pytest.raises(CheckpointError, match=f"lists no {name}|{name} isn't listed"):
         Checkpoint.load(folder)
 
 
@@ -197,7 +197,7 @@ def test_a_config_of_another_make_is_refused(folder, content):
 
 def test_a_vocabulary_of_another_model_is_refused(folder):
     rewrite(folder / "vocabulary.json", lambda text: json.dumps(json.loads(text)[:-1]))
-    with pytest.raises(CheckpointError, match="39 tokens but the model was built for 40"):
+    with pytest.raises(CheckpointError, match="vocabulary size 39 but the model was built for 40"):
         Checkpoint.load(folder)
 
 

@@ -40,7 +40,7 @@ def compressed(checkpoint):
 def verified(target, model, checkpoint, settings=None):
     run = target.open(model, settings or {}, 1)
     reference = torch_runner(checkpoint.model())
-    return verify(run, reference, checkpoint.config.vocabulary_size, tolerance=1e-5)
+    return verify(run, reference, checkpoint.featurizer, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("stored", ["float32", "int8"])
@@ -67,7 +67,7 @@ def test_every_cell_has_an_operator():
 
 
 def test_the_random_batches_hold_what_goes_wrong():
-    batches = list(random_batches(40, 0))
+    batches = list(random_batches(small_checkpoint().featurizer, 0))
     assert {tokens.shape for tokens, _, _ in batches} == set(itertools.product((1, 3, 7), (1, 5, 33, 100)))
     for tokens, other, lengths in batches:
         valid = np.arange(tokens.shape[1]) < lengths[:, None]
@@ -153,7 +153,7 @@ def test_a_wrong_scale_fails():
 def test_numbers_that_are_not_finite_fail():
     checkpoint = small_checkpoint()
     reference = torch_runner(checkpoint.model())
-    result = verify(lambda t, n: reference(t, n) * np.float32("nan"), reference, 40, tolerance=0.5)
+    result = verify(lambda t, n: reference(t, n) * np.float32("nan"), reference, checkpoint.featurizer, tolerance=0.5)
     assert not result.passed
 
 
@@ -248,7 +248,7 @@ def test_a_failed_export_leaves_nothing_that_looks_finished(tmp_path, monkeypatc
 def test_a_model_that_grows_rounding_errors_is_refused_with_that_reason(tmp_path):
     calm = small_checkpoint(cell="rnn", hidden_size=64)
     wild = replace(calm, tensors={n: v * 3 if n.endswith("weight_hh") else v for n, v in calm.tensors.items()})
-    assert rounding(wild.model(), 40) > 1e-3
+    assert rounding(wild.model(), wild.featurizer) > 1e-3
     with pytest.raises(ExportError, match="multiplies rounding errors"):
         export(wild, ExportOptions(out=tmp_path / "a", quiet=True))
 

@@ -57,7 +57,7 @@ def built(config, weights):
 
 @torch.no_grad()
 def outputs(model, rows):
-    y_BTF, _ = model.encoder(rows.tokens_BT, rows.lengths_B)
+    y_BTF, _ = model.encoder(rows.inputs, rows.lengths_B)
     logits = model.head(y_BTF, rows.lengths_B)
     return logits if logits.ndim == 2 else logits[torch.arange(logits.shape[1]) < rows.lengths_B.unsqueeze(1)]
 
@@ -116,14 +116,14 @@ def test_what_grew_learns_everywhere():
     for _ in range(2):  # what reads the new units moves first, and then they do
         optimizer.zero_grad()
         rows = batch()
-        torch.nn.functional.cross_entropy(model(rows.tokens_BT, rows.lengths_B), rows.targets_B).backward()
+        torch.nn.functional.cross_entropy(model(rows.inputs, rows.lengths_B), rows.targets_B).backward()
         optimizer.step()
     changed = {name: (value != before[name]) for name, value in weights_of(model).items()}
     assert changed["head.linear.weight"].all()
     assert changed["encoder.stack.layers.0.fwd.weight_hh"].float().mean() > 0.95
     assert changed["encoder.stack.layers.1.gate"].all()
     assert changed["encoder.stack.layers.1.fwd.weight_ih"].float().mean() > 0.95
-    told = batch().tokens_BT.unique()
+    told = batch().inputs.unique()
     assert changed["encoder.embedding.weight"][told[told > 0]][:, 6:].all()
 
 
@@ -265,7 +265,7 @@ def test_a_reshaped_model_is_exported(cell, pooling, tmp_path):
     made = replace(made, tensors=made.tensors | drawn_anew | head)
     target = OnnxTarget()
     run = target.open(target.build(made.config, made.tensors), {}, 1)
-    assert verify(run, torch_runner(made.model()), made.config.vocabulary_size, tolerance=1e-5).passed
+    assert verify(run, torch_runner(made.model()), made.featurizer, tolerance=1e-5).passed
 
 
 def test_the_verb_says_how_far_the_models_are_apart_and_the_result_goes_on(tmp_path):

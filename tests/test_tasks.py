@@ -77,9 +77,9 @@ def test_padding_changes_no_loss_and_no_gradient(name):
     model, task = prepared(name)
     model.eval()
     batch = batch_of(toy_examples(12), np.arange(12))
-    tokens = F.pad(batch.tokens_BT, (0, 4))
+    tokens = F.pad(batch.inputs, (0, 4))
     behind = torch.arange(tokens.shape[1]) >= batch.lengths_B.unsqueeze(1)
-    wider = replace(batch, tokens_BT=tokens.masked_fill(behind, 7))
+    wider = replace(batch, inputs=tokens.masked_fill(behind, 7))
     results = []
     for given in (batch, wider):
         model.zero_grad()
@@ -126,7 +126,7 @@ def test_a_representation_refuses_to_learn_and_to_count(name):
     with pytest.raises(ConfigError, match="transfer it"):
         task.count(model, examples, 4)
     batch = batch_of(examples, np.arange(4))
-    assert model(batch.tokens_BT, batch.lengths_B).shape == (4, batch.tokens_BT.shape[1], 10)
+    assert model(batch.inputs, batch.lengths_B).shape == (4, batch.inputs.shape[1], 10)
 
 
 def test_classification_needs_two_labels():
@@ -172,7 +172,7 @@ def test_a_language_model_predicts_each_token_and_the_end():
     model, task = prepared("language_modeling")
     examples = toy_examples(9)
     counts = task.count(model, examples, 4)
-    assert counts.tokens == len(examples.tokens) + len(examples)
+    assert counts.tokens == len(examples.inputs) + len(examples)
     assert counts.figures()["perplexity"] == pytest.approx(np.exp(counts.figures()["loss"]))
     _, targets = task._states(model, batch_of(examples, np.arange(9)))
     assert int((targets == END).sum()) == 9

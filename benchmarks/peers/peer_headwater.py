@@ -19,7 +19,7 @@ from headwater.federated.protocols import FederatedAlgorithm
 from headwater.federated.sampling import Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
-from headwater.model import DropoutOptions, Encoder, EncoderOptions, SequenceModel
+from headwater.model import DropoutOptions, Encoder, EncoderOptions, SequenceModel, TokenEncoder
 from headwater.native import linear_cross_entropy
 from headwater.tasks import Task
 from headwater.tasks.classification import Classification
@@ -41,8 +41,8 @@ class NextWord(Task):
         return StepwiseLinear(encoder.output_size, self.vocabulary)
 
     def loss(self, model: SequenceModel, batch: Batch) -> Tensor:
-        y_NH, place_N = model.encoder.valid_states(batch.tokens_BT[:, :-1], batch.lengths_B - 1)
-        targets_N = batch.tokens_BT[:, 1:].flatten()[place_N]
+        y_NH, place_N = model.encoder.valid_states(batch.inputs[:, :-1], batch.lengths_B - 1)
+        targets_N = batch.inputs[:, 1:].flatten()[place_N]
         linear = model.head.linear
         return linear_cross_entropy(y_NH, linear.weight, linear.bias, targets_N)
 
@@ -74,7 +74,7 @@ def build(w: Workload) -> tuple[SequenceModel, Task]:
     options = EncoderOptions(
         cell=w.cell, embedding_size=w.embedding, hidden_size=w.hidden, layers=w.layers, bidirectional=False
     )
-    encoder = Encoder(w.vocabulary, options, DropoutOptions(**dict.fromkeys(DropoutOptions.model_fields, 0.0)))
+    encoder = TokenEncoder(w.vocabulary, options, DropoutOptions(**dict.fromkeys(DropoutOptions.model_fields, 0.0)))
     task = (
         NextWord(vocabulary=w.vocabulary)
         if w.task == "next_word"

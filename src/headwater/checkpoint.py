@@ -4,7 +4,8 @@
 ``model.safetensors``  the weights (never pickle); int8 values with their scales when compressed
 ``personal.safetensors``  each client's own weights, when personalized
 ``config.json``        encoder, task, featurizer options, dropout, compression
-``vocabulary.json``    the fitted featurizer (and ``tokenizer.json`` for byte-pair pieces)
+``vocabulary.json``    the fitted featurizer of text (and ``tokenizer.json`` for byte-pair pieces), or of numbers:
+``standardization.json``
 ``lineage.json``       the stages it came through: parents by hash, data fingerprints, seeds, figures
 ``card.md``            the same for people
 ``stage.json``         the facts of the stage that wrote it
@@ -31,12 +32,13 @@ from headwater import hub
 from headwater.config import Config
 from headwater.data.rows import Rows
 from headwater.errors import CheckpointError, ConfigError
-from headwater.features.text import TOKENIZER_FILE, VOCABULARY_FILE, TextFeaturizer, TextOptions
+from headwater.features.featurizer import FEATURE_FILES, FeatureOptions, Featurizer, load_featurizer
+from headwater.features.numeric import NumericOptions
 from headwater.files import sha256_bytes, write_atomic
 from headwater.folder import CARD_FILE, CONFIG_FILE, LINEAGE_FILE, check_seal, seal
 from headwater.inference import Predictor
 from headwater.lineage import Lineage
-from headwater.model import MOST_UNITS, DropoutOptions, Encoder, EncoderOptions, SequenceModel
+from headwater.model import MOST_UNITS, DropoutOptions, EncoderOptions, NumberEncoder, SequenceModel, TokenEncoder
 from headwater.tasks import Task, task_class
 from headwater.tasks.classification import Classification, torch_runner
 from headwater.weights import Weights, load_weights
@@ -53,9 +55,12 @@ class ModelConfig(Config):
 
     format: Literal["headwater.checkpoint/1"] = FORMAT
     encoder: EncoderOptions
-    vocabulary_size: int
+    vocabulary_size: Annotated[int, Field(ge=0)] = 0
+    """Of a model that reads tokens."""
+    channels: Annotated[int, Field(ge=0)] = 0
+    """Of a model that reads numbers."""
     dropout: DropoutOptions
-    featurizer: TextOptions
+    featurizer: FeatureOptions
     task: dict[str, Any]
     """The task's own settings; `name` says which task."""
     residual_layers: tuple[int, ...] = ()
@@ -64,6 +69,18 @@ class ModelConfig(Config):
     """Units of the adapter behind each layer that has one, by the layer's number from 0; transfer puts them in."""
     compression: str = ""
     """How the weights are stored: the compressor's name, empty for float32."""
+
+    @model_validator(mode="after")
+    def _one_modality(self) -> Self:
+        numeric = isinstance(self.featurizer, NumericOptions)
+        if numeric != bool(self.channels) or numeric == bool(self.vocabulary_size):
+            raise ValueError(
+                f"a vocabulary of {self.vocabulary_size} and {self.channels} channels for a featurizer of "
+                f"{'numbers' if numeric else 'text'}"
+            )
+        if numeric and not self.encoder.projection and self.encoder.embedding_size != self.channels:
+            raise ValueError(f"{self.channels} channels for layers that read {self.encoder.embedding_size}")
+        return self
 
     @model_validator(mode="after")
     def _layers_exist(self) -> Self:
@@ -79,7 +96,9 @@ class ModelConfig(Config):
 
     def build(self) -> SequenceModel:
         """Return a freshly drawn model; the global torch generator decides the weights."""
-        encoder = Encoder(self.vocabulary_size, self.encoder, self.dropout, self.residual_layers, self.adapters)
+        shape = (self.encoder, self.dropout, self.residual_layers, self.adapters)
+        numeric, tokens = self.channels, self.vocabulary_size
+        encoder = NumberEncoder(numeric, *shape) if numeric else TokenEncoder(tokens, *shape)
         return SequenceModel(encoder, self.make_task().head(encoder, self.dropout.head_dropout))
 
 
@@ -89,7 +108,7 @@ class Checkpoint:
 
     Attributes:
         config: What to build.
-        featurizer: The fitted text featurizer.
+        featurizer: The fitted featurizer.
         tensors: The weights as they are stored: float32, or int8 values beside float32 scales (``NAME.scale``).
         lineage: The stages it came through.
         personal: Each client's own weights, for the parameters that were personalized.
@@ -97,7 +116,7 @@ class Checkpoint:
     """
 
     config: ModelConfig
-    featurizer: TextFeaturizer
+    featurizer: Featurizer
     tensors: Weights
     lineage: Lineage = field(default_factory=Lineage)
     personal: Mapping[str, Weights] = field(default_factory=dict)
@@ -160,10 +179,10 @@ class Checkpoint:
         own = {client: found for client, found in rows.by_client().items() if client in self.personal}
         rest = np.setdiff1d(np.arange(len(rows)), np.concatenate([*own.values(), np.empty(0, dtype=np.int64)]))
         probabilities_NK = np.empty((len(rows), len(self.labels)), dtype=np.float32)
-        probabilities_NK[rest] = predictor.probabilities([rows.texts[i] for i in rest])
+        probabilities_NK[rest] = predictor.probabilities(rows.take(rest).inputs)
         for client, found in own.items():
             load_weights(model, shared | self.personal[client])
-            probabilities_NK[found] = predictor.probabilities([rows.texts[i] for i in found])
+            probabilities_NK[found] = predictor.probabilities(rows.take(found).inputs)
         return probabilities_NK
 
     def _predictor(self, model: SequenceModel) -> Predictor:
@@ -218,7 +237,7 @@ class Checkpoint:
         write_atomic(folder / CARD_FILE, card)
 
     def preparation_files(self) -> dict[str, str]:
-        """Return what a device needs beside the weights to prepare text: file name to content."""
+        """Return what a device needs beside the weights to prepare rows: file name to content."""
         return {CONFIG_FILE: self.config.model_dump_json(indent=1) + "\n"} | self.featurizer.files()
 
     def sizes(self) -> dict[str, int]:
@@ -237,10 +256,10 @@ class Checkpoint:
             MissingDependency: The hub is wanted and `huggingface_hub` isn't installed.
         """
         folder = hub.fetch(str(path)) if str(path).startswith(hub.PREFIX) else Path(path)
-        needed = (MODEL_FILE, CONFIG_FILE, VOCABULARY_FILE, LINEAGE_FILE)
-        check_seal(folder, what="checkpoint", needed=needed, optional=(PERSONAL_FILE, TOKENIZER_FILE))
+        needed = (MODEL_FILE, CONFIG_FILE, LINEAGE_FILE)
+        check_seal(folder, what="checkpoint", needed=needed, optional=(PERSONAL_FILE, *FEATURE_FILES))
         config = read_model_config(folder)
-        featurizer = TextFeaturizer.load(folder, config.featurizer)
+        featurizer = load_featurizer(folder, config.featurizer)
         tensors = _read_tensors(folder / MODEL_FILE)
         shapes = _check_fit(folder, config, featurizer, tensors)
         personal: dict[str, Weights] = {}
@@ -314,14 +333,15 @@ def _check_scales(folder: Path, config: ModelConfig, tensors: Mapping[str, Tenso
 
 
 def _check_fit(
-    folder: Path, config: ModelConfig, featurizer: TextFeaturizer, tensors: Mapping[str, Tensor]
+    folder: Path, config: ModelConfig, featurizer: Featurizer, tensors: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
     """Refuse parts that don't belong together; return the shape of each of the model's tensors."""
-    if len(featurizer.vocabulary) != config.vocabulary_size:
-        raise CheckpointError(
-            f"{folder}: the vocabulary has {len(featurizer.vocabulary)} tokens but the model was built for "
-            f"{config.vocabulary_size}: they come from two different checkpoints; copy the whole folder again"
-        )
+    for name, size in featurizer.sizes.items():
+        if size != getattr(config, name):
+            raise CheckpointError(
+                f"{folder}: the featurizer has the {name.replace('_', ' ')} {size} but the model was built for "
+                f"{getattr(config, name)}: they come from two different checkpoints; copy the whole folder again"
+            )
     _check_scales(folder, config, tensors)
     with torch.device("meta"):
         wanted = {name: tuple(value.shape) for name, value in config.build().state_dict().items()}

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from headwater.config import Config
+from headwater.config import ValueColumns
 from headwater.data.rows import Rows, read_rows
 from headwater.errors import ConfigError
 from headwater.evaluation import Evaluation
+from headwater.features.featurizer import FeatureOptions
 from headwater.records import Metrics
 
 
-class MeasureOptions(Config):
+class MeasureOptions(ValueColumns):
     """Which rows to measure a model on, before and after."""
 
     data: str | None = None
@@ -29,26 +30,32 @@ class MeasureOptions(Config):
 
     def unread(self) -> dict[str, str]:
         """Without rows nothing is measured."""
-        return dict.fromkeys(("text", "label"), "with --data") if self.data is None else {}
+        return dict.fromkeys(("text", "label", *ValueColumns.model_fields), "with --data") if self.data is None else {}
 
 
-def measuring_rows(options: MeasureOptions, labels: tuple[str, ...], client: str | None = None) -> Rows | None:
+def measuring_rows(
+    options: MeasureOptions, labels: tuple[str, ...], features: FeatureOptions, client: str | None = None
+) -> Rows | None:
     """Read the rows to measure on; None where none are asked.
 
     Args:
         options: Which rows.
         labels: The model's labels.
+        features: How the model prepares rows.
         client: The column that names each row's client, if it matters.
 
     Raises:
-        ConfigError: The model is no classifier.
+        ConfigError: The model is no classifier, or reads another modality.
         DataError: The rows can't be used, or one has a label that the model doesn't know.
     """
     if options.data is None:
         return None
     if not labels:
         raise ConfigError(f"data = {options.data!r}: only a classifier can be measured here; leave --data out")
-    rows = read_rows(options.data, text=options.text, label=options.label, client=client)
+    values = options.only(ValueColumns)
+    rows = read_rows(
+        options.data, text=options.text, label=options.label, client=client, values=values, features=features
+    )
     rows.targets(labels)
     return rows
 

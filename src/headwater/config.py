@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from headwater.errors import ConfigError, did_you_mean
 
@@ -130,11 +130,35 @@ class RunOptions(Config):
     """Print nothing but errors and the result."""
 
 
-class RowOptions(Config):
+class ValueColumns(Config):
+    """Where numbers stand in a file of numeric rows."""
+
+    values: str | None = None
+    """Numeric rows in place of text: the columns of their channels, with commas between. With `--id` each line is a
+    step and holds a number; else each line is a row and holds the list of its numbers, or in a single column the list
+    of its steps, a list of channels each. In an .npz archive arrays are columns, (rows, steps) or (rows, steps,
+    channels), with `--id` (all steps,); `*` takes each array as a recording whose label is its name."""
+    id: str | None = None
+    """The column that says of which row a line is a step, for numeric tables with a step a line."""
+    time: str | None = None
+    """With `--id`: a column of numbers or dates that must rise from step to step."""
+    channels_first: bool = False
+    """The lists of lists that `--values` names are channels of steps."""
+
+    @model_validator(mode="after")
+    def _belong_to_values(self) -> Self:
+        for name, needed in (("id", "values"), ("time", "id"), ("channels_first", "values")):
+            if getattr(self, name) and getattr(self, needed) is None:
+                raise ValueError(f"{name} says how numbers are read: add --{needed} with their column")
+        return self
+
+
+class RowOptions(ValueColumns):
     """Where labelled rows are."""
 
     data: str
-    """Training rows: a CSV, TSV, JSON-lines or Parquet file (plain or .gz), or `card:NAME/SPLIT`."""
+    """Training rows: a CSV, TSV, JSON-lines or Parquet file (plain or .gz), or `card:NAME/SPLIT`; numeric ones, see
+    `--values`, in an .npz archive too."""
     text: str = "text"
     """The column that holds the text."""
     label: str = "label"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from headwater.errors import OutputError
 
+EXPANSION = 64
+"""How many times its own size a packed file may unpack to, beside the first MiB."""
 _UNUSABLE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
     *(errno.ENAMETOOLONG, errno.ENOENT, errno.EINVAL, errno.ELOOP),

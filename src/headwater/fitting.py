@@ -10,12 +10,12 @@ import torch
 
 from headwater.baselines import baselines, unigram
 from headwater.checkpoint import Checkpoint
-from headwater.config import DataOptions
+from headwater.config import DataOptions, ValueColumns
 from headwater.data.examples import Examples
 from headwater.data.rows import TOO_FEW, Rows, choose, hold_out, label_set, read_rows, row_notes
 from headwater.errors import DataError
 from headwater.evaluation import Evaluation
-from headwater.features.text import TextFeaturizer
+from headwater.features.featurizer import FeatureOptions, Featurizer
 from headwater.model import SequenceModel
 from headwater.records import Metrics
 from headwater.stage import Workspace
@@ -56,7 +56,7 @@ class Splits:
             parts.append(self.valid.use("valid"))
         return [*parts, self.test.use("test")] if self.test_name == "test" else parts
 
-    def notes(self, featurizer: TextFeaturizer, *, fitted: bool) -> list[str]:
+    def notes(self, featurizer: Featurizer, *, fitted: bool) -> list[str]:
         """Return what a reader of the figures should know; `fitted`: in epochs, of which the rows held out choose."""
         notes = row_notes(featurizer, self.train, self.test)
         if fitted and not len(self.valid):
@@ -66,10 +66,17 @@ class Splits:
         return notes
 
 
-def read_splits(options: DataOptions, seed: int, *, labelled: bool = True) -> Splits:
-    """Read, choose and split the rows that the options name."""
+def read_splits(
+    options: DataOptions, seed: int, *, labelled: bool = True, features: FeatureOptions | None = None
+) -> Splits:
+    """Read, choose and split the rows that the options name; `features`: how they will be prepared, if it is known."""
     label = options.label if labelled else None
-    rows = read_rows(options.data, text=options.text, label=label)
+    values = options.only(ValueColumns)
+
+    def read(data: str) -> Rows:
+        return read_rows(data, text=options.text, label=label, values=values, features=features)
+
+    rows = read(options.data)
     labels = label_set(rows) if labelled else ()
     file_labels = rows.labels
     rows = choose(rows, options.rows, seed)
@@ -80,7 +87,7 @@ def read_splits(options: DataOptions, seed: int, *, labelled: bool = True) -> Sp
             "raise --rows, lower --valid, or give more rows of that label"
         )
     if options.test:
-        test = read_rows(options.test, text=options.text, label=label)
+        test = read(options.test)
         test.targets(labels)  # an unknown label is said now, not after the training
         return Splits(train, valid, test, "test", labels, file_labels)
     return Splits(train, valid, valid, "valid", labels, file_labels)
@@ -97,7 +104,7 @@ def with_epochs(options: TrainOptions, rows: int) -> TrainOptions:
 def fit_task(
     model: SequenceModel,
     task: Task,
-    featurizer: TextFeaturizer,
+    featurizer: Featurizer,
     splits: Splits,
     options: TrainOptions,
     workspace: Workspace,
@@ -162,7 +169,7 @@ def classifier_facts(checkpoint: Checkpoint, splits: Splits, device: torch.devic
 
 
 def language_model_facts(
-    model: SequenceModel, task: Task, featurizer: TextFeaturizer, splits: Splits
+    model: SequenceModel, task: Task, featurizer: Featurizer, splits: Splits
 ) -> dict[str, dict[str, Metrics]]:
     """Return the record fields of a language model: figures, and those of the unigrams on the same tokens."""
     if not len(splits.test):
@@ -170,5 +177,5 @@ def language_model_facts(
     train, test = splits.train.encode(featurizer, ()), splits.test.encode(featurizer, ())
     return {
         "metrics": {splits.test_name: task.count(model, test, _LANGUAGE_BATCH).figures()},
-        "baselines": {"unigram": unigram(train, test, len(featurizer.vocabulary))},
+        "baselines": {"unigram": unigram(train, test, featurizer.sizes["vocabulary_size"])},
     }

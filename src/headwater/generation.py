@@ -16,6 +16,7 @@ from headwater.cells.stream import Stream
 from headwater.checkpoint import Checkpoint
 from headwater.config import Config
 from headwater.errors import ConfigError
+from headwater.features.featurizer import text_featurizer
 from headwater.features.text import BEGIN, END, PAD, SPECIAL, UNKNOWN, TextFeaturizer
 from headwater.model import SequenceModel
 from headwater.tasks.language_modeling import LanguageModeling
@@ -59,7 +60,7 @@ def generate(checkpoint: Checkpoint, options: GenerateOptions) -> list[str]:
             f"a {checkpoint.config.task['name']} model writes no text: give a language model, "
             "made by headwater pretrain or transfer --task language_modeling"
         )
-    featurizer, model = checkpoint.featurizer, checkpoint.model()
+    featurizer, model = text_featurizer(checkpoint.featurizer), checkpoint.model()
     prompt = _read(featurizer, options.prompt)
     writer = _Writer(model, [featurizer.numbers.get(token, UNKNOWN) for token in prompt])
     generator = torch.Generator().manual_seed(options.seed)
@@ -113,7 +114,7 @@ class _Writer:
     @torch.inference_mode()
     def _read(self, token: int) -> Tensor:
         """Return the logits of the token after this one."""
-        y_H = self._stream.step(self._model.encoder.embedding.weight[token])
+        y_H = self._stream.step(self._model.encoder.embed(torch.tensor(token)))
         logits_V: Tensor = self._model.head(y_H, None)
         return logits_V
 

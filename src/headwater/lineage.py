@@ -75,10 +75,14 @@ class Lineage(Record):
 
 def _describe(config: dict[str, Any], parameters: int) -> str:
     encoder = config["encoder"]
+    reads = f"embedding {encoder['embedding_size']}, vocabulary {config['vocabulary_size']:,}"
+    if config["channels"]:
+        projected = f" projected to {encoder['embedding_size']}" if encoder["projection"] else ""
+        reads = f"{config['channels']} channels{projected}"
     return (
         f"A {'bidirectional ' if encoder['bidirectional'] else ''}{encoder['cell'].upper()} with "
-        f"{encoder['layers']} x {encoder['hidden_size']} units, embedding {encoder['embedding_size']}, vocabulary "
-        f"{config['vocabulary_size']:,}, {parameters:,} parameters; task: {config['task']['name']}."
+        f"{encoder['layers']} x {encoder['hidden_size']} units, {reads}, "
+        f"{parameters:,} parameters; task: {config['task']['name']}."
     )
 
 

@@ -1,10 +1,11 @@
-"""A model is an encoder (embedding and recurrent layers) and the head of its task.
+"""A model is an encoder (an input side and recurrent layers) and the head of its task.
 
-Shapes: B batch, T time, V vocabulary, E embedding, H hidden, R directions.
+Shapes: B batch, T time, N valid steps, V vocabulary, C channels, E embedding, H hidden, R directions.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -26,6 +27,13 @@ from headwater.registry import name_in
 MOST_UNITS = 16_384
 """Of a layer or an embedding: the recurrent weights of such an LSTM take 4 GiB."""
 Pooling = Literal["concat", "last", "max", "mean"]
+Freeze = Literal["none", "embedding", "encoder"]
+FROZEN: dict[Freeze, tuple[str, ...]] = {
+    "none": (),
+    "embedding": ("encoder.embedding.", "encoder.projection."),
+    "encoder": ("encoder.",),
+}
+"""How the names of the parameters begin that a choice freezes; `embedding` is the input side, of numbers too."""
 
 
 class EncoderOptions(Config):
@@ -34,7 +42,10 @@ class EncoderOptions(Config):
     cell: Annotated[str, name_in("headwater.cells", CELLS)] = "lstm"
     """`lstm`, `gru`, `gru_reset_before`, `rnn`, `rnn_relu`, or a cell of a plug-in."""
     embedding_size: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 100
-    """Numbers a token is embedded into."""
+    """Numbers a token is embedded into, or a step's channels are projected to."""
+    projection: bool = False
+    """Numeric rows: give the layers a learned linear projection of each step's channels, not the channels as they
+    are."""
     hidden_size: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 128
     """Units of each recurrent layer and direction."""
     layers: Annotated[int, Field(ge=1)] = 1
@@ -49,7 +60,7 @@ class DropoutOptions(Config):
     embedding_dropout: Fraction = 0.1
     """Share of the vocabulary's rows dropped in each step (Gal and Ghahramani 2016)."""
     input_dropout: Fraction = 0.2
-    """Variational dropout on the embedded rows: one mask for all steps of a row."""
+    """Variational dropout on the embedded or projected rows: one mask for all steps of a row."""
     hidden_dropout: Fraction = 0.2
     """Variational dropout between recurrent layers."""
     weight_dropout: Fraction = 0.0
@@ -58,11 +69,11 @@ class DropoutOptions(Config):
     """Dropout on what the head reads."""
 
 
-class Encoder(nn.Module):
-    """Tokens to recurrent states.
+class Encoder(nn.Module, ABC):
+    """What a modality's rows are made of, to recurrent states: an input side, and a stack that doesn't know which.
 
     Args:
-        vocabulary_size: V.
+        input_side: The modules of the input side, by name.
         options: The shape.
         dropout: How much is dropped while training.
         residual_layers: Numbers of the layers that add what they read to their outputs; see `RecurrentStack`.
@@ -71,7 +82,7 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        vocabulary_size: int,
+        input_side: Mapping[str, nn.Module],
         options: EncoderOptions,
         dropout: DropoutOptions,
         residual_layers: Collection[int] = (),
@@ -79,9 +90,9 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout = dropout
-        self.embedding = nn.Embedding(vocabulary_size, options.embedding_size, padding_idx=PAD)
-        nn.init.normal_(self.embedding.weight, std=0.1)
-        self.embedding.weight.data[PAD] = 0.0
+        self.input_side = tuple(input_side)
+        for name, module in input_side.items():
+            self.add_module(name, module)
         self.stack = RecurrentStack(
             options.cell,
             options.embedding_size,
@@ -95,46 +106,64 @@ class Encoder(nn.Module):
         )
         self.output_size = self.stack.output_size
 
+    @abstractmethod
+    def embed(self, inputs: Tensor, packing: Packing | None = None) -> Tensor:
+        """Return what the first layer reads, (B, T, E) or packed (N, E), with dropout while training.
+
+        Args:
+            inputs: Padded, or packed.
+            packing: Of a packed batch.
+        """
+
+    @abstractmethod
+    def input_axes(self) -> Axes:
+        """Return what lies along the axes of each parameter of the input side."""
+
     def forward(
-        self, tokens_BT: Tensor, lengths_B: Tensor | None = None, state: State | None = None
+        self, inputs: Tensor, lengths_B: Tensor | None = None, state: State | None = None
     ) -> tuple[Tensor, State]:
-        """Return the states of the last layer (B, T, R*H), unspecified on padding, and the state to go on from."""
-        packing = self.stack.plan(lengths_B, tokens_BT.shape)
+        """Return the states of the last layer (B, T, R*H), unspecified on padding, and the state to go on from.
+
+        Args:
+            inputs: Token numbers (B, T) or numbers (B, T, C), padded on the right.
+            lengths_B: Valid steps of each row; None where all rows are full.
+            state: Where to go on from, as in `RecurrentStack.forward`.
+        """
+        packing = self.stack.plan(lengths_B, inputs.shape)
         if packing is None:
-            out: tuple[Tensor, State] = self.stack(self.embed(tokens_BT), lengths_B, state)
+            out: tuple[Tensor, State] = self.stack(self.embed(inputs), lengths_B, state)
             return out
-        x_NE = self.embed(tokens_BT.flatten()[packing.place_N], packing)
-        y_NH, after = self.stack.packed(x_NE, packing, state)
+        y_NH, after = self.stack.packed(self._embed_valid(inputs, packing), packing, state)
         return packing.unpack(y_NH), after
 
-    def valid_states(self, tokens_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    def valid_states(self, inputs: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last layer's states at the valid steps only, and where those are.
+
+        Args:
+            inputs: As for `forward`.
+            lengths_B: Valid steps of each row.
 
         Returns:
             The states (N, R*H), and the place (N,) of each in the flattened batch (B*T).
         """
-        packing = self.stack.plan(lengths_B, tokens_BT.shape)
+        packing = self.stack.plan(lengths_B, inputs.shape)
         if packing is None:
-            y_BTH, _ = self(tokens_BT, lengths_B)
-            valid_BT = torch.arange(tokens_BT.shape[1], device=y_BTH.device) < lengths_B.unsqueeze(1)
+            y_BTH, _ = self(inputs, lengths_B)
+            valid_BT = torch.arange(inputs.shape[1], device=y_BTH.device) < lengths_B.unsqueeze(1)
             place_N = valid_BT.flatten().nonzero().squeeze(1)
             return y_BTH.flatten(0, 1).index_select(0, place_N), place_N
-        x_NE = self.embed(tokens_BT.flatten()[packing.place_N], packing)
-        return self.stack.packed(x_NE, packing)[0], packing.place_N
+        return self.stack.packed(self._embed_valid(inputs, packing), packing)[0], packing.place_N
 
-    def embed(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
-        """Return the embedded tokens, (B, T, E) or packed (N, E), with dropout while training."""
-        x: Tensor = self.embedding(tokens)
-        if not self.training:
-            return x
-        if share := self.dropout.embedding_dropout:
-            keep_V = torch.empty(self.embedding.num_embeddings, device=tokens.device).bernoulli_(1 - share)
-            x = x * (keep_V / (1 - share))[tokens].unsqueeze(-1)
-        return locked_dropout(x, self.dropout.input_dropout, packing) if self.dropout.input_dropout else x
+    def _embed_valid(self, inputs: Tensor, packing: Packing) -> Tensor:
+        return self.embed(inputs.flatten(0, 1).index_select(0, packing.place_N), packing)
+
+    def _dropped(self, x: Tensor, packing: Packing | None) -> Tensor:
+        share = self.dropout.input_dropout
+        return locked_dropout(x, share, packing) if share and self.training else x
 
     def axes(self) -> Axes:
         """Return what lies along the axes of each parameter."""
-        axes: Axes = {"embedding.weight": (Axis(), Axis((EMBEDDING,)))}
+        axes = self.input_axes()
         read: tuple[str, ...] = (EMBEDDING,)
         for number, (layer, made) in enumerate(zip(self.stack.layers, self.stack.spaces(), strict=True)):
             assert isinstance(layer, Layer)  # noqa: S101 - what the stack has put there
@@ -160,11 +189,93 @@ class Encoder(nn.Module):
         return axes
 
 
+class TokenEncoder(Encoder):
+    """Tokens to recurrent states, through an embedding.
+
+    Args:
+        vocabulary_size: V.
+        options: The shape.
+        dropout: How much is dropped while training.
+        residual_layers: As for `Encoder`.
+        adapters: As for `Encoder`.
+    """
+
+    embedding: nn.Embedding
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        options: EncoderOptions,
+        dropout: DropoutOptions,
+        residual_layers: Collection[int] = (),
+        adapters: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
+        embedding = nn.Embedding(vocabulary_size, options.embedding_size, padding_idx=PAD)
+        nn.init.normal_(embedding.weight, std=0.1)
+        embedding.weight.data[PAD] = 0.0
+        super().__init__({"embedding": embedding}, options, dropout, residual_layers, adapters)
+
+    def embed(self, inputs: Tensor, packing: Packing | None = None) -> Tensor:
+        """Return the embedded tokens, (B, T, E) or packed (N, E), with dropout while training."""
+        x: Tensor = self.embedding(inputs)
+        if self.training and (share := self.dropout.embedding_dropout):
+            keep_V = torch.empty(self.embedding.num_embeddings, device=inputs.device).bernoulli_(1 - share)
+            x = x * (keep_V / (1 - share))[inputs].unsqueeze(-1)
+        return self._dropped(x, packing)
+
+    def input_axes(self) -> Axes:
+        """A row a token, a column a number of the embedding."""
+        return {"embedding.weight": (Axis(), Axis((EMBEDDING,)))}
+
+
+class NumberEncoder(Encoder):
+    """Numbers to recurrent states: a step's channels as they are, or through a linear projection.
+
+    Args:
+        channels: C.
+        options: The shape; without a projection E is C.
+        dropout: How much is dropped while training; of channels that come as they are, none.
+        residual_layers: As for `Encoder`.
+        adapters: As for `Encoder`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        options: EncoderOptions,
+        dropout: DropoutOptions,
+        residual_layers: Collection[int] = (),
+        adapters: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
+        if not options.projection and options.embedding_size != channels:
+            raise ValueError(f"{channels} channels for layers that read {options.embedding_size} numbers a step")
+        projection = {"projection": nn.Linear(channels, options.embedding_size)} if options.projection else {}
+        super().__init__(projection, options, dropout, residual_layers, adapters)
+        self.channels = channels
+
+    def embed(self, inputs: Tensor, packing: Packing | None = None) -> Tensor:
+        """Return what the first layer reads, (B, T, E) or packed (N, E), with dropout while training."""
+        if inputs.shape[-1] != self.channels:
+            raise ValueError(f"{inputs.shape[-1]} channels, where this encoder reads {self.channels}")
+        # Rows are float32; the weights need not be.
+        x = inputs.to(next(self.stack.parameters()).dtype)
+        if not self.input_side:
+            return x
+        projected: Tensor = self.get_submodule("projection")(x)
+        return self._dropped(projected.to(x.dtype), packing)
+
+    def input_axes(self) -> Axes:
+        """A row a number that is made; the channels that it is made of are no units of the model."""
+        axes = {"projection.weight": (Axis((EMBEDDING,)), Axis()), "projection.bias": (Axis((EMBEDDING,)),)}
+        return axes if self.input_side else {}
+
+
 class SequenceModel(nn.Module):
     """An encoder and a head that reads its states.
 
-    The parameters are named ``encoder.embedding.weight``, ``encoder.stack.layers.0.fwd.weight_ih``, ... and
-    ``head.*``: checkpoints, transfer, federation and exporters rely on these names.
+    The parameters are named ``encoder.embedding.weight`` (of numbers ``encoder.projection.weight`` and ``.bias``, or
+    nothing), ``encoder.stack.layers.0.fwd.weight_ih``, ... and ``head.*``: checkpoints, transfer, federation and
+    exporters rely on these names.
     """
 
     def __init__(self, encoder: Encoder, head: nn.Module) -> None:
@@ -172,9 +283,9 @@ class SequenceModel(nn.Module):
         self.encoder = encoder
         self.head = head
 
-    def forward(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Return what the head makes of the states."""
-        y_BTH, _ = self.encoder(tokens_BT, lengths_B)
+    def forward(self, inputs: Tensor, lengths_B: Tensor) -> Tensor:
+        """Return what the head makes of the states; the inputs are (B, T) or (B, T, C)."""
+        y_BTH, _ = self.encoder(inputs, lengths_B)
         out: Tensor = self.head(y_BTH, lengths_B)
         return out
 

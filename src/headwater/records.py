@@ -157,7 +157,7 @@ class Latency(Record):
     runtime: str
     batch: int
     length: int
-    """Tokens a row."""
+    """Steps a row."""
     median_us: float
     """Microseconds a call."""
     p90_us: float
@@ -230,7 +230,8 @@ class StageRecord(Record):
     metrics: dict[str, Metrics] = {}
     """By what was measured: `test`, or `valid` where no test rows were given; `before`, `after`."""
     baselines: dict[str, Metrics] = {}
-    """`majority`, `tfidf_logistic_regression`, `unigram`: what the model must beat to be worth anything."""
+    """`majority`, `tfidf_logistic_regression`, `summary_logistic_regression`, `unigram`: what the model must beat to be
+    worth anything."""
     controls: dict[str, Metrics] = {}
     """`alone` (each client by itself) and `central` (all rows in one place); `scratch` of a transfer; `plain_start` and
     `not_adapted` of meta-learning."""

@@ -300,15 +300,18 @@ def parent_of(checkpoint: Checkpoint) -> Parent:
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what a reader wants to know of a model."""
-    encoder = checkpoint.config.encoder
+    config, encoder = checkpoint.config, checkpoint.config.encoder
+    if config.channels:
+        reads: dict[str, Any] = {"channels": config.channels, "projection": encoder.projection}
+    else:
+        reads = {"vocabulary": config.vocabulary_size, "tokenizer": config.featurizer.model_dump()["tokenizer"]}
     return {
         "cell": encoder.cell,
         "layers": encoder.layers,
         "bidirectional": encoder.bidirectional,
         "hidden_size": encoder.hidden_size,
         "embedding_size": encoder.embedding_size,
-        "vocabulary": checkpoint.config.vocabulary_size,
-        "tokenizer": checkpoint.config.featurizer.tokenizer,
+        **reads,
         "parameters": checkpoint.parameter_count(),
         "task": checkpoint.config.task["name"],
         "labels": list(checkpoint.labels),

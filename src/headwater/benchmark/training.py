@@ -25,7 +25,7 @@ from headwater.federated.protocols import FederatedAlgorithm
 from headwater.federated.sampling import Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
-from headwater.model import DropoutOptions, Encoder, EncoderOptions, SequenceModel
+from headwater.model import DropoutOptions, EncoderOptions, SequenceModel, TokenEncoder
 from headwater.tasks.classification import Classification
 from headwater.trainer import TaskObjective, TrainOptions, fit
 from headwater.weights import weights_of
@@ -60,7 +60,7 @@ def plain_epoch(
     order = rng.permutation(len(examples))
     for start in range(0, len(order), _BATCH):
         batch = batch_of(examples, order[start : start + _BATCH])
-        loss = F.cross_entropy(model(batch.tokens_BT, batch.lengths_B), batch.targets_B)
+        loss = F.cross_entropy(model(batch.inputs, batch.lengths_B), batch.targets_B)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -116,7 +116,7 @@ def federated_round(cell: str, budget: float) -> list[Row]:
 def _models(cell: str) -> tuple[SequenceModel, PlainClassifier]:
     torch.manual_seed(0)
     options = EncoderOptions(cell=cell)
-    encoder = Encoder(_VOCABULARY, options, _NO_DROPOUT)
+    encoder = TokenEncoder(_VOCABULARY, options, _NO_DROPOUT)
     return SequenceModel(encoder, _TASK.head(encoder, 0.0)), PlainClassifier(cell, options)
 
 

@@ -54,7 +54,7 @@ def _work(checkpoint: Checkpoint, options: CompressOptions) -> Outcome:
     share = f"{smaller_size / size:.1%} of the {size:,} in float32"
     notes = [f"{MODEL_FILE} has {smaller_size:,} bytes in {options.method}, {share}."]
     facts: dict[str, Any] = {"device": "cpu", "method": options.method}
-    rows = measuring_rows(options, checkpoint.labels, options.client)
+    rows = measuring_rows(options, checkpoint.labels, checkpoint.featurizer.options, options.client)
     if rows is not None:
         before_NK, after_NK = checkpoint.probabilities(rows), smaller.probabilities(rows)
         comparison = Comparison.of(rows, checkpoint.labels, before_NK, after_NK)

@@ -2,7 +2,7 @@
 
 Packed sequences leave the fast kernels on a CPU; padding to the longest of a batch of like lengths wastes little.
 
-Shapes: B batch, T time.
+Shapes: B batch, T time, C channels.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ class Batch:
     """Rows for one step.
 
     Attributes:
-        tokens_BT: Token numbers, padded on the right with 0.
-        lengths_B: Valid tokens of each row, at least 1.
+        inputs: Token numbers (B, T) or numbers (B, T, C), padded on the right with 0.
+        lengths_B: Valid steps of each row, at least 1.
         targets_B: Label numbers; empty where there are none.
     """
 
-    tokens_BT: Tensor
+    inputs: Tensor
     lengths_B: Tensor
     targets_B: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        return Batch(self.tokens_BT.to(device), self.lengths_B.to(device), self.targets_B.to(device))
+        return Batch(self.inputs.to(device), self.lengths_B.to(device), self.targets_B.to(device))
 
 
 def batch_of(examples: Examples, rows: np.ndarray) -> Batch:
     """Put rows into one padded batch."""
-    tokens_BT, lengths_B = examples.padded(rows)
+    inputs, lengths_B = examples.padded(rows)
     targets_B = examples.targets_N[rows] if len(examples.targets_N) else np.empty(0, dtype=np.int64)
-    return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(lengths_B), torch.from_numpy(targets_B))
+    return Batch(torch.from_numpy(inputs), torch.from_numpy(lengths_B), torch.from_numpy(targets_B))
 
 
 class InOrder:

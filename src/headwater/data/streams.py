@@ -41,7 +41,7 @@ class Streams:
     """
 
     def __init__(self, examples: Examples, count: int, bptt: int, seed: int) -> None:
-        steps = len(examples.tokens) + len(examples)
+        steps = len(examples.inputs) + len(examples)
         if steps < count:
             raise DataError(
                 f"the training rows have {steps} tokens and ends, which make no {count} streams: "
@@ -71,7 +71,7 @@ class Streams:
         rows = self._examples.take(rng.permutation(len(self._examples)))
         shape = (self._count, self._length)
         inputs, targets = (
-            np.insert(rows.tokens, places, token)[: shape[0] * shape[1]].reshape(shape)
+            np.insert(rows.inputs, places, token)[: shape[0] * shape[1]].reshape(shape)
             for places, token in ((rows.starts_N, BEGIN), (rows.starts_N + rows.lengths_N, END))
         )
         return inputs, targets, self._edges(rng)

@@ -20,6 +20,8 @@ from headwater.errors import DataError, MissingDependency, did_you_mean
 from headwater.files import write_atomic
 
 Columns = dict[str, list[str]]
+RawColumns = dict[str, list[Any]]
+"""Values as the file has them: texts of a CSV or TSV file, else what JSON or Parquet gives."""
 
 FIELD_LIMIT = 2**24
 """The longest CSV field in characters; Python's own limit of 131,072 is less than a long document."""
@@ -50,10 +52,20 @@ def read_table(path: Path, columns: Sequence[str]) -> Columns:
             or a value is missing or isn't a text, a number or a truth value.
         MissingDependency: It is a Parquet file and pyarrow isn't installed.
     """
+    table = read_raw(path, columns)
+    return {
+        column: [plain_text(value, path, row, column) for row, value in enumerate(values, start=1)]
+        for column, values in table.items()
+    }
+
+
+def read_raw(path: Path, columns: Sequence[str]) -> RawColumns:
+    """Read the asked columns of a file, every value as the file has it; the rest is as in `read_table`."""
     kind, packed = _kind(path)
     data = _read_bytes(path, packed=packed)
     if not data.strip():
         raise DataError(f"{path} is empty: give a file with at least one row")
+    table: RawColumns
     if kind == "parquet":
         table = read_parquet(path, data, columns)
     elif kind == "jsonl":
@@ -136,7 +148,8 @@ def _decode(path: Path, data: bytes) -> str:
         ) from error
 
 
-def _check_columns(path: Path, asked: Iterable[str], there: Sequence[str], where: str = "") -> None:
+def check_columns(path: Path, asked: Iterable[str], there: Sequence[str], where: str = "") -> None:
+    """Refuse columns that aren't there, or are there several times."""
     for column in asked:
         if column not in there:
             listed = ", ".join(repr(name) for name in there)
@@ -147,11 +160,11 @@ def _check_columns(path: Path, asked: Iterable[str], there: Sequence[str], where
             raise DataError(f"{path} has {there.count(column)} columns named {column!r}: rename all but one")
 
 
-def _read_csv(path: Path, text: str, columns: Sequence[str], delimiter: str) -> Columns:
+def _read_csv(path: Path, text: str, columns: Sequence[str], delimiter: str) -> RawColumns:
     csv.field_size_limit(max(FIELD_LIMIT, csv.field_size_limit()))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    table: Columns = {column: [] for column in columns}
+    table: RawColumns = {column: [] for column in columns}
     row = 0
     try:
         for fields in reader:
@@ -159,7 +172,7 @@ def _read_csv(path: Path, text: str, columns: Sequence[str], delimiter: str) -> 
                 continue
             if header is None:
                 header = fields
-                _check_columns(path, columns, header)
+                check_columns(path, columns, header)
                 continue
             row += 1
             if len(fields) != len(header):
@@ -178,8 +191,8 @@ def _read_csv(path: Path, text: str, columns: Sequence[str], delimiter: str) -> 
     return table
 
 
-def _read_jsonl(path: Path, text: str, columns: Sequence[str]) -> Columns:
-    table: Columns = {column: [] for column in columns}
+def _read_jsonl(path: Path, text: str, columns: Sequence[str]) -> RawColumns:
+    table: RawColumns = {column: [] for column in columns}
     for row, (number, line) in enumerate(_lines(text), start=1):
         try:
             record = json.loads(line)
@@ -190,9 +203,9 @@ def _read_jsonl(path: Path, text: str, columns: Sequence[str]) -> Columns:
                 f"{path}, line {number}: a {type(record).__name__} where an object was expected: "
                 'write one object a line, like {"text": "...", "label": "..."}'
             )
-        _check_columns(path, columns, list(record), f", row {row} (line {number}),")
+        check_columns(path, columns, list(record), f", row {row} (line {number}),")
         for column in columns:
-            table[column].append(_value(record[column], path, row, column))
+            table[column].append(record[column])
     return table
 
 
@@ -201,20 +214,17 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
-def read_parquet(path: Path, data: bytes, columns: Sequence[str]) -> Columns:
-    """Read the asked columns from the content of a Parquet file; see `read_table`, `path` is for messages alone."""
+def read_parquet(path: Path, data: bytes, columns: Sequence[str]) -> RawColumns:
+    """Read the asked columns from the content of a Parquet file; see `read_raw`, `path` is for messages alone."""
     arrow, parquet = _pyarrow()
     try:
         file = parquet.ParquetFile(arrow.BufferReader(data))
-        _check_columns(path, columns, file.schema_arrow.names)
+        check_columns(path, columns, file.schema_arrow.names)
         table = file.read(columns=list(columns))
     except (arrow.ArrowException, OSError) as error:
         reason = str(error).split("\n")[0]
         raise DataError(f"{path} can't be read as Parquet ({reason}): write it again") from error
-    return {
-        column: [_value(value, path, row, column) for row, value in enumerate(table[column].to_pylist(), start=1)]
-        for column in columns
-    }
+    return {column: table[column].to_pylist() for column in columns}
 
 
 def _parquet_bytes(rows: Mapping[str, Sequence[Any]]) -> bytes:
@@ -238,8 +248,12 @@ def _plain(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _value(value: Any, path: Path, row: int, column: str) -> str:
-    """Return a value as text, or refuse it."""
+def plain_text(value: Any, path: Path, row: int, column: str) -> str:
+    """Return a value as text (`1`, `1.0`, `true`).
+
+    Raises:
+        DataError: It is missing, or no text, number or truth value.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise DataError(f"{path}, row {row}: the column {column!r} has no value: fill it in or leave the row out")
     if not isinstance(value, str | int | float):

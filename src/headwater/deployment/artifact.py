@@ -3,7 +3,7 @@
 ===================  =================================================================
 ``model.onnx``       the model, under the name of its target's file
 ``config.json``      as in the checkpoint
-``vocabulary.json``  as in the checkpoint (and ``tokenizer.json`` for byte-pair pieces)
+``vocabulary.json``  as in the checkpoint, or its ``standardization.json`` (and ``tokenizer.json``)
 ``artifact.json``    target, runtime, labels, the checkpoint's identity, verification
 ``lineage.json``, ``card.md``, ``stage.json``, ``SHA256SUMS``  as in the checkpoint
 ===================  =================================================================
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from headwater.deployment import export_target
 from headwater.errors import CheckpointError
-from headwater.features.text import TOKENIZER_FILE, VOCABULARY_FILE, TextFeaturizer, TextOptions
+from headwater.features.featurizer import FEATURE_FILES, FeatureOptions, Featurizer, load_featurizer
 from headwater.folder import CONFIG_FILE, LINEAGE_FILE, check_seal
 from headwater.inference import Predictor
 from headwater.lineage import Lineage
@@ -49,9 +49,9 @@ class ArtifactRecord(Record):
 
 
 class _Preparation(BaseModel):
-    """The part of `config.json` that says how text becomes numbers."""
+    """The part of `config.json` that says how rows are prepared."""
 
-    featurizer: TextOptions
+    featurizer: FeatureOptions
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Artifact:
 
     Attributes:
         record: What it is.
-        featurizer: Prepares text in the way of the checkpoint.
+        featurizer: Prepares rows in the way of the checkpoint.
         model: The bytes of the model's file.
         lineage: The stages it came through.
         path: Its folder.
     """
 
     record: ArtifactRecord
-    featurizer: TextFeaturizer
+    featurizer: Featurizer
     model: bytes
     lineage: Lineage
     path: Path
@@ -80,8 +80,8 @@ class Artifact:
             CheckpointError: The folder is no artifact, is damaged, or of another version.
         """
         folder = Path(path)
-        needed = (ARTIFACT_FILE, CONFIG_FILE, VOCABULARY_FILE, LINEAGE_FILE)
-        check_seal(folder, what="artifact", needed=needed, optional=(TOKENIZER_FILE,))
+        needed = (ARTIFACT_FILE, CONFIG_FILE, LINEAGE_FILE)
+        check_seal(folder, what="artifact", needed=needed, optional=FEATURE_FILES)
         try:
             record = ArtifactRecord.model_validate_json((folder / ARTIFACT_FILE).read_bytes())
             options = _Preparation.model_validate_json((folder / CONFIG_FILE).read_bytes()).featurizer
@@ -92,7 +92,7 @@ class Artifact:
             ) from error
         file = export_target(record.target).file
         check_seal(folder, what="artifact", needed=(file,))
-        featurizer = TextFeaturizer.load(folder, options)
+        featurizer = load_featurizer(folder, options)
         return cls(record, featurizer, (folder / file).read_bytes(), Lineage.load(folder / LINEAGE_FILE), folder)
 
     def predictor(self, threads: int = 1) -> Predictor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from headwater.features.featurizer import Featurizer
 from headwater.inference import Runner
 from headwater.records import Latency
 
@@ -14,26 +15,26 @@ _LENGTHS = (20, 100)
 _WARM_UP, _CALLS = 5, 60
 
 
-def measure(runners: Mapping[str, Runner], vocabulary_size: int, *, threads: int) -> list[Latency]:
-    """Time single rows of 20 and of 100 tokens.
+def measure(runners: Mapping[str, Runner], featurizer: Featurizer, *, threads: int) -> list[Latency]:
+    """Time single rows of 20 and of 100 steps.
 
     The runners take turns, call by call, so that whatever else the machine does slows all of them alike:
     ratios within the result can be compared.
 
     Args:
         runners: What to time, by name.
-        vocabulary_size: Token numbers are drawn below it.
+        featurizer: Draws the rows.
         threads: How many threads the runners were opened with, for the record.
     """
     rng = np.random.default_rng(0)
     rows = []
     for length in _LENGTHS:
-        tokens_1T, length_1 = rng.integers(vocabulary_size, size=(1, length)), np.array([length])
+        row, length_1 = featurizer.draw(rng, 1, length), np.array([length])
         taken: dict[str, list[float]] = {name: [] for name in runners}
         for call in range(_WARM_UP + _CALLS):
             for name, run in runners.items():
                 start = time.perf_counter()
-                run(tokens_1T, length_1)
+                run(row, length_1)
                 if call >= _WARM_UP:
                     taken[name].append(1e6 * (time.perf_counter() - start))
         for name, times in taken.items():

@@ -5,10 +5,10 @@ It holds to what all runtimes compute alike. The recurrent operators are the nat
 between two flips within each row's length; padding is masked where the states are pooled; and every output of
 an operator is named.
 
-Inputs: ``tokens`` int64 (B, T) and ``lengths`` int64 (B,), at least 1; what stands behind a row's length does
-not matter. Outputs: ``probabilities`` and ``logits``, float32 (B, K).
+Inputs: ``tokens`` int64 (B, T), or ``values`` float32 (B, T, C) of standardized numbers, and ``lengths`` int64 (B,), at
+least 1; what stands behind a row's length does not matter. Outputs: ``probabilities`` and ``logits``, float32 (B, K).
 
-Shapes: B batch, T time, H hidden, R directions, F features, K classes.
+Shapes: B batch, T time, C channels, H hidden, R directions, F features, K classes.
 """
 
 from __future__ import annotations
@@ -95,15 +95,15 @@ def build_graph(config: ModelConfig, tensors: Weights) -> bytes:
     if encoder.cell not in OPERATORS:
         raise ExportError(f"ONNX has no operator for the cell {encoder.cell!r}; it has: {', '.join(OPERATORS)}")
     graph = GraphBuilder(tensors)
-    tokens_TB = graph.node("Transpose", "tokens", perm=[1, 0])
-    steps = _steps(graph)
-    x_TBF = graph.rows("encoder.embedding.weight", tokens_TB)
+    read = "values" if config.channels else "tokens"
+    steps = _steps(graph, read)
+    x_TBF = _project(graph, config) if config.channels else _embed(graph)
     directions: list[str] = []
     for number in range(encoder.layers):
-        read = directions
+        below = directions
         directions = _layer(graph, f"encoder.stack.layers.{number}", x_TBF, steps, config)
         if number in config.residual_layers:
-            directions = _add_gated(graph, f"encoder.stack.layers.{number}.gate", read, directions)
+            directions = _add_gated(graph, f"encoder.stack.layers.{number}.gate", below, directions)
         if number in config.adapters:
             directions = _adapt(graph, f"encoder.stack.layers.{number}.adapter", directions, encoder.hidden_size)
         x_TBF = _join(graph, directions, axis=2)
@@ -111,21 +111,37 @@ def build_graph(config: ModelConfig, tensors: Weights) -> bytes:
     bias = graph.constant("head.linear.bias", graph.tensors["head.linear.bias"])
     graph.node("Gemm", pooled_BF, graph.matrix("head.linear.weight"), bias, name="logits", transB=1)
     graph.node("Softmax", "logits", name="probabilities", axis=1)
-    return _finish(graph, len(task["labels"]))
+    return _finish(graph, config, len(task["labels"]))
 
 
-def _finish(graph: GraphBuilder, classes: int) -> bytes:
+def _embed(graph: GraphBuilder) -> str:
+    """Return the embedded tokens (T, B, E)."""
+    return graph.rows("encoder.embedding.weight", graph.node("Transpose", "tokens", perm=[1, 0]))
+
+
+def _project(graph: GraphBuilder, config: ModelConfig) -> str:
+    """Return the channels (T, B, C) as they are, or projected (T, B, E)."""
+    x_TBC = graph.node("Transpose", "values", perm=[1, 0, 2])
+    if not config.encoder.projection:
+        return x_TBC
+    weight_CE = graph.node("Transpose", graph.matrix("encoder.projection.weight"), perm=[1, 0])
+    bias = graph.constant("encoder.projection.bias", graph.tensors["encoder.projection.bias"])
+    return graph.node("Add", graph.node("MatMul", x_TBC, weight_CE), bias)
+
+
+def _finish(graph: GraphBuilder, config: ModelConfig, classes: int) -> bytes:
     whole, real = TensorProto.INT64, TensorProto.FLOAT
-    inputs = [
-        helper.make_tensor_value_info("tokens", whole, ["batch", "time"]),
-        helper.make_tensor_value_info("lengths", whole, ["batch"]),
-    ]
+    if config.channels:
+        read = helper.make_tensor_value_info("values", real, ["batch", "time", config.channels])
+    else:
+        read = helper.make_tensor_value_info("tokens", whole, ["batch", "time"])
+    inputs = [read, helper.make_tensor_value_info("lengths", whole, ["batch"])]
     outputs = [helper.make_tensor_value_info(name, real, ["batch", classes]) for name in ("probabilities", "logits")]
     return graph.model(inputs, outputs)
 
 
-def _steps(graph: GraphBuilder) -> _Steps:
-    time = graph.node("Gather", graph.node("Shape", "tokens"), graph.whole(1), axis=0)
+def _steps(graph: GraphBuilder, read: str) -> _Steps:
+    time = graph.node("Gather", graph.node("Shape", read), graph.whole(1), axis=0)
     steps_T = graph.node("Range", graph.whole(0), time, graph.whole(1))
     steps_T1 = graph.node("Unsqueeze", steps_T, graph.axes(1))
     last_B = graph.node("Sub", "lengths", graph.whole(1))

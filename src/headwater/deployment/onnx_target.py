@@ -61,8 +61,10 @@ class OnnxTarget:
                 "use the version that artifact.json names, or export the checkpoint again"
             ) from error
 
-        def run(tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
-            feeds = {"tokens": tokens_BT, "lengths": lengths_B}
+        name = session.get_inputs()[0].name
+
+        def run(inputs: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+            feeds = {name: inputs, "lengths": lengths_B}
             probabilities_BK: np.ndarray = session.run(["probabilities"], feeds)[0]
             return probabilities_BK
 

@@ -77,7 +77,7 @@ def _work(checkpoint: Checkpoint, options: ExportOptions, workspace: Workspace) 
     reference = checkpoint.predictor(options.client)
     variants = _passing(target, model, checkpoint, reference, options)
     runners = {"torch": reference.run} | {name: variant.run for name, variant in variants.items()}
-    latency = measure(runners, checkpoint.config.vocabulary_size, threads=torch.get_num_threads())
+    latency = measure(runners, checkpoint.featurizer, threads=torch.get_num_threads())
     best = variants[_fastest(latency, variants)]
     record = ArtifactRecord(
         target=options.target,
@@ -129,7 +129,7 @@ def _passing(
     target: Target, model: bytes, checkpoint: Checkpoint, reference: Predictor, options: ExportOptions
 ) -> dict[str, _Variant]:
     """Return the ways to run the artifact that pass; the plain one must."""
-    config, rows = checkpoint.config, measuring_rows(options, reference.labels)
+    config, rows = checkpoint.config, measuring_rows(options, reference.labels, checkpoint.featurizer.options)
     passed: dict[str, _Variant] = {}
     for name, settings in target.variants(config).items():
         run = target.open(model, settings, torch.get_num_threads())
@@ -137,7 +137,7 @@ def _passing(
         verification = verify(
             run,
             reference.run,
-            config.vocabulary_size,
+            checkpoint.featurizer,
             tolerance=options.tolerance,
             seed=options.seed,
             comparison=comparison,
@@ -150,7 +150,7 @@ def _passing(
 
 
 def _refusal(target: Target, checkpoint: Checkpoint, verification: Verification, options: ExportOptions) -> ExportError:
-    own = rounding(checkpoint.model(options.client), checkpoint.config.vocabulary_size, options.seed)
+    own = rounding(checkpoint.model(options.client), checkpoint.featurizer, options.seed)
     advice = (
         f"this model multiplies rounding errors: in torch alone, float32 and float64 differ by {own:.2g}; "
         "allow that much with --tolerance, or train again with a higher --weight-decay"
@@ -164,8 +164,8 @@ def _refusal(target: Target, checkpoint: Checkpoint, verification: Verification,
 
 
 def _compare(run: Runner, reference: Predictor, rows: Rows) -> Comparison:
-    artifact_NK = replace(reference, run=run).probabilities(rows.texts)
-    return Comparison.of(rows, reference.labels, reference.probabilities(rows.texts), artifact_NK)
+    artifact_NK = replace(reference, run=run).probabilities(rows.inputs)
+    return Comparison.of(rows, reference.labels, reference.probabilities(rows.inputs), artifact_NK)
 
 
 def _fastest(latency: Sequence[Latency], names: Iterable[str]) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from headwater.comparison import Comparison, agreement
-from headwater.features.text import PAD, UNKNOWN
+from headwater.features.featurizer import Featurizer
+from headwater.features.text import PAD
 from headwater.inference import Runner
 from headwater.model import SequenceModel
 from headwater.records import Verification
@@ -22,7 +23,7 @@ _BATCHES, _TIMES = (1, 3, 7), (1, 5, 33, 100)
 def verify(
     artifact: Runner,
     model: Runner,
-    vocabulary_size: int,
+    featurizer: Featurizer,
     *,
     tolerance: float,
     seed: int = 0,
@@ -30,13 +31,13 @@ def verify(
 ) -> Verification:
     """Compare an artifact with its model on ragged random batches, and on real rows where there are some.
 
-    Each random row carries other tokens behind its length in the artifact's batch than in the model's, so
+    Each random row carries other inputs behind its length in the artifact's batch than in the model's, so
     that an artifact that reads its padding fails too.
 
     Args:
         artifact: What runs the artifact.
         model: What runs the model, with the weights that the artifact was made from.
-        vocabulary_size: Token numbers are drawn below it; padding and unknown ones are always among them.
+        featurizer: Draws the rows.
         tolerance: Largest absolute difference of a class probability that passes.
         seed: Seeds the draws.
         comparison: The two on real rows, if there are any: then the agreement is theirs alone.
@@ -45,8 +46,8 @@ def verify(
         The result; a number that isn't finite never passes.
     """
     pairs = []
-    for tokens_BT, other_BT, lengths_B in random_batches(vocabulary_size, seed):
-        pairs.append((artifact(other_BT, lengths_B), model(tokens_BT, lengths_B)))
+    for inputs, other, lengths_B in random_batches(featurizer, seed):
+        pairs.append((artifact(other, lengths_B), model(inputs, lengths_B)))
     batches = len(pairs)
     if comparison:
         pairs.append((comparison.after.probabilities_NK, comparison.before.probabilities_NK))
@@ -62,31 +63,32 @@ def verify(
     )
 
 
-def rounding(model: SequenceModel, vocabulary_size: int, seed: int = 0) -> float:
+def rounding(model: SequenceModel, featurizer: Featurizer, seed: int = 0) -> float:
     """Return how far float32 is from float64 in the model itself, on the batches of `verify`.
 
     The states of some networks grow every rounding error; no runtime can agree with them any better.
 
     Args:
         model: Is turned into float64.
-        vocabulary_size: As for `verify`.
+        featurizer: As for `verify`.
         seed: As for `verify`.
     """
-    run32, batches = torch_runner(model), list(random_batches(vocabulary_size, seed))
-    single = [run32(tokens_BT, lengths_B) for tokens_BT, _, lengths_B in batches]
+    run32, batches = torch_runner(model), list(random_batches(featurizer, seed))
+    single = [run32(inputs, lengths_B) for inputs, _, lengths_B in batches]
     run64 = torch_runner(model.double())
-    double = [run64(tokens_BT, lengths_B) for tokens_BT, _, lengths_B in batches]
+    double = [run64(inputs, lengths_B) for inputs, _, lengths_B in batches]
     return max(float(np.abs(a - b).max()) for a, b in zip(single, double, strict=True))
 
 
-def random_batches(vocabulary_size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield tokens (B, T) padded with 0, the same with other padding, and lengths (B,) from 1 to T."""
+def random_batches(featurizer: Featurizer, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield what a model reads padded with 0, the same with other padding, and lengths (B,) from 1 to T."""
     rng = np.random.default_rng([seed, 0x0E4A])
     for batch in _BATCHES:
         for time in _TIMES:
-            tokens_BT = rng.integers(vocabulary_size, size=(batch, time))
-            tokens_BT[:, time // 2] = rng.choice([PAD, UNKNOWN], size=batch)
+            inputs = featurizer.draw(rng, batch, time)
             lengths_B = rng.integers(1, time + 1, size=batch)
             lengths_B[0], lengths_B[1:2] = time, 1
             padding_BT = np.arange(time) >= lengths_B[:, None]
-            yield np.where(padding_BT, PAD, tokens_BT), tokens_BT, lengths_B
+            padded = inputs.copy()
+            padded[padding_BT] = PAD
+            yield padded, inputs, lengths_B

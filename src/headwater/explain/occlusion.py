@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from headwater.data.rows import Rows
-from headwater.features.text import UNKNOWN
+from headwater.features.featurizer import text_featurizer
+from headwater.features.text import UNKNOWN, TextFeaturizer
 from headwater.inference import Predictor
 from headwater.records import Example
 
@@ -25,8 +26,9 @@ def occlusion(predictor: Predictor, text: str) -> tuple[list[str], np.ndarray, i
         The tokens as they are read; their weights (T,): how far the predicted label's log-odds fall when the token
         becomes the unknown one; the predicted label's number; its probability.
     """
-    tokens = predictor.featurizer.tokens(text)
-    numbers_T = np.array(predictor.featurizer.encode(text), dtype=np.int64)
+    featurizer = text_featurizer(predictor.featurizer)
+    tokens = featurizer.tokens(text)
+    numbers_T = np.array(featurizer.encode(text), dtype=np.int64)
     rows_NT = np.tile(numbers_T, (len(tokens) + 1, 1))
     rows_NT[np.arange(len(tokens)), np.arange(len(tokens))] = UNKNOWN
     probabilities_NK = predictor.run(rows_NT, np.full(len(rows_NT), len(tokens), dtype=np.int64)).astype(np.float64)
@@ -42,14 +44,17 @@ def examples(predictor: Predictor, rows: Rows, count: int = 6) -> list[Example]:
     Args:
         predictor: What predicts.
         rows: Labelled rows.
-        count: How many; a third of them wrong ones, where there are any.
+        count: How many; a third of them wrong ones, where there are any. Of numbers none: no token can be hidden.
     """
+    if not isinstance(predictor.featurizer, TextFeaturizer):
+        return []
+    texts, featurizer = rows.texts, predictor.featurizer
     targets_N = np.array(rows.targets(predictor.labels))
-    lengths_N = np.array([len(predictor.featurizer.tokens(text)) for text in rows.texts])
+    lengths_N = np.array([len(featurizer.tokens(text)) for text in texts])
     fit_N = [int(i) for i in np.flatnonzero((lengths_N >= _TOKENS[0]) & (lengths_N <= _TOKENS[1]))]
     if not fit_N:
         return []
-    probabilities_NK = predictor.probabilities([rows.texts[i] for i in fit_N])
+    probabilities_NK = predictor.probabilities([texts[i] for i in fit_N])
     right_N = probabilities_NK.argmax(1) == targets_N[fit_N]
     surest_N = np.argsort(-probabilities_NK.max(1), kind="stable")
     wrong = [fit_N[i] for i in surest_N if not right_N[i]][: count // 3]
@@ -62,7 +67,7 @@ def examples(predictor: Predictor, rows: Rows, count: int = 6) -> list[Example]:
 
 def _example(predictor: Predictor, rows: Rows, row: int) -> Example:
     tokens, weights, label, probability = occlusion(predictor, rows.texts[row])
-    turned = predictor.featurizer.turned
+    turned = text_featurizer(predictor.featurizer).turned
     return Example(
         tokens=turned(tokens),
         weights=turned([float(weight) for weight in weights]),

@@ -1,4 +1,4 @@
-"""Text to numbers: tokenizers, the vocabulary, word vectors. No torch here.
+"""Rows to what a model reads: tokenizers, the vocabulary, word vectors; standardized numbers. No torch here.
 
-What a featurizer learned from the training rows is saved with the model, so that a device prepares text the same way.
+What a featurizer learned from the training rows is saved with the model, so that a device prepares rows the same way.
 """

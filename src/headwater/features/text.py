@@ -7,8 +7,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 from pydantic import Field
 
 from headwater.config import Config
@@ -35,7 +36,7 @@ class TextOptions(Config):
     direction: Literal["forward", "backward"] = "forward"
     """Read each row from its beginning, or `backward` from its end, as a backward language model does."""
     max_length: Annotated[int, Field(ge=1)] = 400
-    """Tokens a row at most; the rest of a longer row is cut off."""
+    """Tokens (of numeric rows: steps) a row at most; the rest of a longer row is cut off."""
     vocabulary_size: Annotated[int, Field(ge=10)] = 20_000
     """Tokens in the vocabulary at most, the most frequent ones."""
     min_count: Annotated[int, Field(ge=1)] = 2
@@ -50,6 +51,9 @@ class TextFeaturizer:
         vocabulary: The tokens in the order of their numbers; the first four are special.
         tokenizer: A fitted one; by default a fresh one of the options' kind.
     """
+
+    modality: ClassVar[Literal["text", "numeric"]] = "text"
+    unit: ClassVar[str] = "tokens"
 
     def __init__(self, options: TextOptions, vocabulary: Sequence[str], tokenizer: Tokenizer | None = None) -> None:
         self.options = options
@@ -81,6 +85,11 @@ class TextFeaturizer:
             )
         return cls(options, [*SPECIAL, *kept[: options.vocabulary_size - len(SPECIAL)]], tokenizer)
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """How the model's config names the width of what it reads."""
+        return {"vocabulary_size": len(self.vocabulary)}
+
     def tokens(self, text: str) -> list[str]:
         """Return the tokens of a text as they are read, at most `max_length`; one unknown token where it has none."""
         return self.turned(self._pieces(text)[: self.options.max_length]) or [SPECIAL[UNKNOWN]]
@@ -100,6 +109,12 @@ class TextFeaturizer:
     def encode_all(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the numbers of each text."""
         return [self.encode(text) for text in texts]
+
+    def draw(self, rng: np.random.Generator, batch: int, time: int) -> np.ndarray:
+        """Return random token numbers (B, T), with padding or an unknown token in the middle of each row."""
+        tokens_BT = rng.integers(len(self.vocabulary), size=(batch, time))
+        tokens_BT[:, time // 2] = rng.choice([PAD, UNKNOWN], size=batch)
+        return tokens_BT
 
     def files(self) -> dict[str, str]:
         """Return what must be saved to have the same featurizer again: file name to content."""

@@ -38,9 +38,9 @@ def train_central(
     """
     load_weights(model, start)
     best_by = task.best if evaluate() else None
-    tokens = [e.tokens[s : s + n] for e in clients.values() for s, n in zip(e.starts_N, e.lengths_N, strict=True)]
+    inputs = [e.inputs[s : s + n] for e in clients.values() for s, n in zip(e.starts_N, e.lengths_N, strict=True)]
     targets = np.concatenate([examples.targets_N for examples in clients.values()])
-    together = Examples(tokens, list(targets))
+    together = Examples(inputs, list(targets))
     options = with_epochs(TrainOptions(), len(together))
     device = next(model.parameters()).device
     for name, parameter in model.named_parameters():

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from headwater.config import Fraction, RunOptions
 from headwater.federated import AGGREGATORS
 from headwater.federated.population import PopulationOptions
+from headwater.model import Freeze
 from headwater.precision import Precision
 from headwater.registry import name_in
 
@@ -42,7 +43,7 @@ class FederateOptions(PopulationOptions, RunOptions):
     """Times the aggregate; 1 is plain federated averaging."""
     server_momentum: Fraction = 0.9
     """Share of the server's last step that is kept (FedAvgM): what carries many small clients forward; 0 is FedAvg."""
-    freeze: Literal["none", "embedding", "encoder"] = "none"
+    freeze: Freeze = "none"
     """Weights that stay as they are and are never sent: fewer bytes, and less for privacy noise to spoil."""
     target: Fraction = 0.0
     """Stop as soon as the held-out accuracy reaches this; 0 doesn't."""

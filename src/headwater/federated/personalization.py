@@ -72,7 +72,7 @@ def personalize(checkpoint: Checkpoint, options: PersonalizeOptions) -> Checkpoi
 def _work(checkpoint: Checkpoint, options: PersonalizeOptions, workspace: Workspace) -> Outcome:
     if not checkpoint.labels:
         raise CheckpointError(f"{checkpoint.path} is no classifier: federate or transfer it to labelled rows first")
-    population = read_population(options, options.seed, checkpoint.labels)
+    population = read_population(options, options.seed, checkpoint.labels, checkpoint.featurizer.options)
     if population.labels != checkpoint.labels:
         strange = min(set(population.labels) - set(checkpoint.labels))
         raise DataError(

@@ -9,11 +9,11 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from headwater.config import DataOptions
+from headwater.config import DataOptions, ValueColumns
 from headwater.data.examples import Examples
 from headwater.data.rows import Rows, choose, hold_out, label_set, read_rows, row_notes
 from headwater.errors import ConfigError, DataError
-from headwater.features.text import TextFeaturizer
+from headwater.features.featurizer import FeatureOptions, Featurizer
 from headwater.federated import PARTITIONERS
 from headwater.federated.partition import deal
 from headwater.registry import lookup, name_in
@@ -58,41 +58,42 @@ class Population:
 
     def everything(self) -> Rows:
         """Return the training and the held-out rows together."""
-        first, second = self.train, self.valid
-        return replace(
-            first,
-            texts=[*first.texts, *second.texts],
-            labels=[*first.labels, *second.labels],
-            clients=[*first.clients, *second.clients],
-        )
+        return self.train.joined(self.valid)
 
-    def notes(self, featurizer: TextFeaturizer) -> list[str]:
+    def notes(self, featurizer: Featurizer) -> list[str]:
         """Return what a reader of the figures should know of the rows."""
         return row_notes(featurizer, self.train, self.test)
 
-    def examples(self, featurizer: TextFeaturizer) -> dict[str, Examples]:
+    def examples(self, featurizer: Featurizer) -> dict[str, Examples]:
         """Return each client's training rows as numbers."""
         everything = self.train.encode(featurizer, self.labels)
         return {client: everything.take(rows) for client, rows in self.train.by_client().items()}
 
 
-def read_population(options: PopulationOptions, seed: int, labels: Sequence[str] = ()) -> Population:
+def read_population(
+    options: PopulationOptions, seed: int, labels: Sequence[str] = (), features: FeatureOptions | None = None
+) -> Population:
     """Read, partition and split the rows.
 
     Args:
         options: Where the rows are and who the clients are.
         seed: Seeds the partition and the split.
         labels: The labels that the model knows; rows with others get labels of their own.
+        features: How the model prepares rows, if it is known.
 
     Raises:
         DataError: The rows can't be used, or there are fewer than two clients.
     """
-    rows = read_rows(options.data, text=options.text, label=options.label, client=options.client)
+    values = options.only(ValueColumns)
+
+    def read(data: str) -> Rows:
+        text, label, client = options.text, options.label, options.client
+        return read_rows(data, text=text, label=label, client=client, values=values, features=features)
+
+    rows = read(options.data)
     found = label_set(rows)
     rows = choose(rows, options.rows, seed)
-    test = None
-    if options.test:
-        test = read_rows(options.test, text=options.text, label=options.label, client=options.client)
+    test = read(options.test) if options.test else None
     if options.client is None:
         rng = np.random.default_rng([seed, 0x0DEA])
         shares = lookup("headwater.partitioners", PARTITIONERS, options.partition)(

@@ -129,7 +129,7 @@ class LocalCohort:
             return
         tasks = [_Task(instruction.round, instruction.seed, lane, number) for number, lane in enumerate(lanes)]
         # The longest first, so that no core waits for a long one at the end (Graham 1969).
-        tasks.sort(key=lambda task: -sum(len(self._data[client].tokens) for client in task.clients))
+        tasks.sort(key=lambda task: -sum(len(self._data[client].inputs) for client in task.clients))
         workers = self._ready(instruction, transforms, by)
         answers = {tasks[place].lane: answer for place, answer in workers.answers(tasks)}
         for number in range(len(lanes)):

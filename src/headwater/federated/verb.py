@@ -25,6 +25,7 @@ from headwater.federated.protocols import FederatedAlgorithm
 from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
+from headwater.model import FROZEN, Freeze
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
 from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
 from headwater.registry import lookup
@@ -61,7 +62,7 @@ class _Federation:
         self.source = source
         self.options = options
         self.workspace = workspace
-        self.population = read_population(options, options.seed, source.labels)
+        self.population = read_population(options, options.seed, source.labels, source.featurizer.options)
         if not len(self.population.valid) and (options.target or options.patience):
             raise ConfigError(
                 f"{options.data} has too few rows to hold 50 of them out, and target and patience go by those: "
@@ -262,10 +263,9 @@ def client_rows(population: Population, views: dict[str, Evaluation]) -> list[Cl
     ]
 
 
-def shared_weights(weights: Weights, freeze: str) -> Weights:
+def shared_weights(weights: Weights, freeze: Freeze) -> Weights:
     """Return the weights that clients train and send."""
-    frozen = {"none": (), "embedding": ("encoder.embedding.",), "encoder": ("encoder.",)}[freeze]
-    return {name: value for name, value in weights.items() if not name.startswith(frozen)}
+    return {name: value for name, value in weights.items() if not name.startswith(FROZEN[freeze])}
 
 
 def _with_epsilon(records: Sequence[RoundRow], privacy: Privacy) -> list[RoundRow]:

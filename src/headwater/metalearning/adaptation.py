@@ -20,7 +20,7 @@ from headwater.config import Config
 from headwater.data.batches import Batch, Shuffler, batch_of
 from headwater.data.rows import Rows
 from headwater.descent import sgd_step, sparse_embeddings
-from headwater.features.text import TextFeaturizer
+from headwater.features.featurizer import Featurizer
 from headwater.model import SequenceModel
 from headwater.tasks.classification import PooledLinear
 from headwater.weights import Weights, load_weights, weights_of
@@ -55,7 +55,7 @@ class Learner:
     """
 
     model: SequenceModel
-    featurizer: TextFeaturizer
+    featurizer: Featurizer
     options: AdaptOptions
     device: torch.device
     new_head: bool
@@ -103,11 +103,11 @@ class Learner:
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean cross entropy of a batch, in nats."""
-        return F.cross_entropy(self.model(batch.tokens_BT, batch.lengths_B).float(), batch.targets_B)
+        return F.cross_entropy(self.model(batch.inputs, batch.lengths_B).float(), batch.targets_B)
 
     def pooled(self, batch: Batch) -> Tensor:
         """Return the pooled states (B, F) of a batch."""
-        y_BTH, _ = self.model.encoder(batch.tokens_BT, batch.lengths_B)
+        y_BTH, _ = self.model.encoder(batch.inputs, batch.lengths_B)
         return self.head.pooled(y_BTH, batch.lengths_B)
 
     def gradients(self) -> Weights:

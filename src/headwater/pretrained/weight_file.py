@@ -31,8 +31,6 @@ FORMATS = {
 """By a file's suffix: reads a path into a `WeightFile`."""
 CELL_BY_GATES = {1: "", 3: "gru", 4: "lstm"}
 """What a layer is by its gates; one gate is a simple RNN, and the sizes don't tell tanh from ReLU."""
-EXPANSION = 64
-"""How many times its own size a packed file may unpack to, beside the first MiB."""
 MOST_LAYERS = 64
 """Of an encoder; a file may have one layer's numbers stand for many."""
 BARE = "."

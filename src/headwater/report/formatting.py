@@ -11,7 +11,11 @@ MINUS = "\u2212"
 DASH = "\u2013"  # stands for a figure that there isn't, and between the ends of a span
 TIMES = "\u00d7"
 
-BASELINES = {"majority": "Majority class", "tfidf_logistic_regression": "TF-IDF + logistic regression"}
+BASELINES = {
+    "majority": "Majority class",
+    "tfidf_logistic_regression": "TF-IDF + logistic regression",
+    "summary_logistic_regression": "Summaries + logistic regression",
+}
 VERBS = {
     "pretrain": "Pre-training",
     "import": "Import",

@@ -35,10 +35,10 @@ class LayerPass:
 
 @torch.inference_mode()
 def run_layers(model: SequenceModel, batch: Batch) -> tuple[Tensor, list[LayerPass]]:
-    """Return the embedded tokens (B, T, E), and each layer at work."""
+    """Return what the first layer reads (B, T, E), and each layer at work."""
     model.eval()
     stack = model.encoder.stack
-    x_BTE = x_BTF = model.encoder.embed(batch.tokens_BT)
+    x_BTE = x_BTF = model.encoder.embed(batch.inputs)
     reversal_BT = reversal_index(batch.lengths_B, x_BTF) if stack.bidirectional else None
     passes = []
     for layer in stack.layers:

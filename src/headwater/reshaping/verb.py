@@ -13,12 +13,12 @@ from torch import Tensor
 
 from headwater.checkpoint import Checkpoint, ModelConfig
 from headwater.comparison import Comparison
-from headwater.config import RunOptions
+from headwater.config import RunOptions, ValueColumns
 from headwater.data.batches import Batch, batch_of
 from headwater.data.examples import Examples
 from headwater.data.rows import LEAST_HELD_OUT, Rows, hold_out, read_rows
 from headwater.errors import ConfigError, DataError
-from headwater.features.text import SPECIAL
+from headwater.features.featurizer import Featurizer
 from headwater.model import MOST_UNITS, SequenceModel
 from headwater.reshaping.layers import drop_layer, insert_layer
 from headwater.reshaping.shrinking import shrink
@@ -36,7 +36,7 @@ _EXACT = 1e-5
 """The largest difference of a number that the head puts out, times the largest number, that rounding explains."""
 
 
-class ReshapeOptions(RunOptions):
+class ReshapeOptions(ValueColumns, RunOptions):
     """Options of `reshape`; several changes are made in the order of this list."""
 
     drop_layer: Annotated[int, Field(ge=0)] = 0
@@ -49,7 +49,7 @@ class ReshapeOptions(RunOptions):
     """Units of each layer and direction: with more the function stays the same, with fewer the most important ones on
     `--data` stay; 0 leaves them as they are."""
     embedding_size: Annotated[int, Field(ge=0, le=MOST_UNITS)] = 0
-    """Numbers a token is embedded into; as for the units."""
+    """Numbers a token is embedded into, or a step's channels are projected to; as for the units."""
     data: str | None = None
     """Rows to fit repairs on, and others of them to compare both models on: a file, or `card:NAME/SPLIT`; a
     classifier's are labelled. What is put in or widened can do without."""
@@ -60,7 +60,7 @@ class ReshapeOptions(RunOptions):
 
     def unread(self) -> dict[str, str]:
         """Columns are of the rows."""
-        return dict.fromkeys(("text", "label"), "with --data") if self.data is None else {}
+        return dict.fromkeys(("text", "label", *ValueColumns.model_fields), "with --data") if self.data is None else {}
 
 
 def reshape(checkpoint: Checkpoint, options: ReshapeOptions) -> Checkpoint:
@@ -126,7 +126,11 @@ def _work(checkpoint: Checkpoint, options: ReshapeOptions) -> Outcome:
         raise ConfigError("the checkpoint holds clients' own weights of the old shape: reshape first, then personalize")
     inexact = _check(before, options)
     fitted, measured = _rows(checkpoint, options, apart=inexact)
-    batch = _random_batch(before, options.seed) if fitted is None else _batch(checkpoint, fitted, options.seed)
+    batch = (
+        _random_batch(checkpoint.featurizer, options.seed)
+        if fitted is None
+        else _batch(checkpoint, fitted, options.seed)
+    )
     surgery = _Surgery(before.model_copy(update={"compression": ""}), checkpoint.weights(), options.seed)
     surgery.operate(options, batch)
     model = built(surgery.config, surgery.weights)
@@ -137,7 +141,15 @@ def _work(checkpoint: Checkpoint, options: ReshapeOptions) -> Outcome:
     facts: dict[str, Any] = {"device": "cpu", "notes": notes}
     if before.task["name"] != "representation":
         compared = batch if measured is None else _batch(checkpoint, measured, options.seed)
-        notes.append(_difference(checkpoint.model(), model, compared, surgery, random=measured is None))
+        notes.append(
+            _difference(
+                checkpoint.model(),
+                model,
+                compared,
+                surgery,
+                random=checkpoint.featurizer.unit if measured is None else "",
+            )
+        )
     elif options.drop_layer == before.encoder.layers:
         notes.append("Nothing reads the last layer of a representation: it was taken out, and nothing makes up for it.")
     if measured is not None and checkpoint.labels:
@@ -157,6 +169,8 @@ def _check(config: ModelConfig, options: ReshapeOptions) -> bool:
     changes = ("drop_layer", "insert_layer", "bidirectional", "hidden_size", "embedding_size")
     if not any(getattr(options, name) for name in changes):
         raise ConfigError("nothing to change: give --hidden-size, --embedding-size, --insert-layer, ...")
+    if options.embedding_size and config.channels and not config.encoder.projection:
+        raise ConfigError("the model's layers read the channels as they are: leave --embedding-size out")
     if options.bidirectional and config.encoder.bidirectional:
         raise ConfigError("the model reads in both directions already: leave --bidirectional out")
     if options.bidirectional and task_class(str(config.task["name"])).one_direction:
@@ -179,7 +193,9 @@ def _rows(checkpoint: Checkpoint, options: ReshapeOptions, *, apart: bool) -> tu
     """Return the rows to fit repairs on and those to measure on; `apart`: others, which the repairs haven't seen."""
     if options.data is None:
         return None, None
-    rows = read_rows(options.data, text=options.text, label=options.label if checkpoint.labels else None)
+    label = options.label if checkpoint.labels else None
+    values, features = options.only(ValueColumns), checkpoint.featurizer.options
+    rows = read_rows(options.data, text=options.text, label=label, values=values, features=features)
     if checkpoint.labels:
         rows.targets(checkpoint.labels)
     if not apart:
@@ -201,25 +217,27 @@ def _batch(checkpoint: Checkpoint, rows: Rows, seed: int) -> Batch:
     return batch_of(examples, order[: max(1, int((padded <= _MOST_TOKENS).sum()))])
 
 
-def _random_batch(config: ModelConfig, seed: int) -> Batch:
-    """Return rows of random tokens: the function of a model that must stay the same can be compared on any."""
+def _random_batch(featurizer: Featurizer, seed: int) -> Batch:
+    """Return random rows: the function of a model that must stay the same can be compared on any."""
     random = np.random.default_rng(seed)
-    lengths = random.integers(1, min(40, config.featurizer.max_length) + 1, 64)
-    tokens = [random.integers(len(SPECIAL), config.vocabulary_size, length) for length in lengths]
-    return batch_of(Examples(tokens), np.arange(len(tokens)))
+    lengths = random.integers(1, min(40, featurizer.options.max_length) + 1, 64)
+    rows = [featurizer.draw(random, 1, int(length))[0] for length in lengths]
+    return batch_of(Examples(rows), np.arange(len(rows)))
 
 
 def _shapes(before: ModelConfig, after: ModelConfig) -> str:
     def say(config: ModelConfig) -> str:
         shape = config.encoder
         directions = "two directions" if shape.bidirectional else "one direction"
-        return f"{shape.layers} x {shape.hidden_size} units, {directions}, embedding {shape.embedding_size}"
+        direct = config.channels and not shape.projection
+        reads = f"{config.channels} channels" if direct else f"embedding {shape.embedding_size}"
+        return f"{shape.layers} x {shape.hidden_size} units, {directions}, {reads}"
 
     return f"From {say(before)} to {say(after)}."
 
 
-def _difference(old: SequenceModel, new: SequenceModel, batch: Batch, surgery: _Surgery, *, random: bool) -> str:
-    """Return what the largest difference is.
+def _difference(old: SequenceModel, new: SequenceModel, batch: Batch, surgery: _Surgery, *, random: str) -> str:
+    """Return what the largest difference is; `random`: of what the rows were drawn, if they were.
 
     Raises:
         ConfigError: It isn't what it must be.
@@ -231,7 +249,7 @@ def _difference(old: SequenceModel, new: SequenceModel, batch: Batch, surgery: _
             f"the new model's logits differ by up to {largest:.2g} where they must be the same: "
             f"the axes of the task {surgery.config.task['name']!r} or of the cell are wrong"
         )
-    rows = f"{len(batch.lengths_B):,} rows" + " of random tokens" * random
+    rows = f"{len(batch.lengths_B):,} rows" + (f" of random {random}" if random else "")
     return f"The largest difference of a logit to the old model's on {rows} is {largest:.2g}."
 
 
@@ -240,6 +258,6 @@ def _outputs(model: SequenceModel, batch: Batch) -> Tensor:
     """Return the logits: of all rows, or of the first steps of a language model."""
     model.eval()
     if isinstance(model.head, PooledLinear):
-        return cast(Tensor, model(batch.tokens_BT, batch.lengths_B))
-    y_NF, _ = model.encoder.valid_states(batch.tokens_BT, batch.lengths_B)
+        return cast(Tensor, model(batch.inputs, batch.lengths_B))
+    y_NF, _ = model.encoder.valid_states(batch.inputs, batch.lengths_B)
     return cast(Tensor, model.head(y_NF[:_MOST_STEPS], batch.lengths_B))

@@ -44,7 +44,7 @@ class Classification(Task):
 
     def loss(self, model: SequenceModel, batch: Batch) -> Tensor:
         """Return the mean cross entropy."""
-        return F.cross_entropy(model(batch.tokens_BT, batch.lengths_B).float(), batch.targets_B)
+        return F.cross_entropy(model(batch.inputs, batch.lengths_B).float(), batch.targets_B)
 
     def count(self, model: SequenceModel, examples: Examples, batch_size: int) -> ClassificationCounts:
         """Count right and wrong rows."""
@@ -80,9 +80,9 @@ def torch_runner(model: SequenceModel) -> Runner:
     model.eval()
 
     @torch.inference_mode()
-    def run(tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    def run(inputs: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
         device = next(model.parameters()).device
-        logits_BK = model(torch.from_numpy(tokens_BT).to(device), torch.from_numpy(lengths_B).to(device))
+        logits_BK = model(torch.from_numpy(inputs).to(device), torch.from_numpy(lengths_B).to(device))
         # In float32 at least: a model that computes in bfloat16 would give coarse probabilities.
         logits_BK = logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
         probabilities_BK: np.ndarray = logits_BK.softmax(1).cpu().numpy()
@@ -104,9 +104,9 @@ def pooled_states(model: SequenceModel, examples: Examples, batch_size: int = BA
     assert isinstance(head, PooledLinear)  # noqa: S101 - what this task's models have
 
     @torch.inference_mode()
-    def run(tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    def run(inputs: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
         lengths = torch.from_numpy(lengths_B).to(device)
-        y_BTH, _ = model.encoder(torch.from_numpy(tokens_BT).to(device), lengths)
+        y_BTH, _ = model.encoder(torch.from_numpy(inputs).to(device), lengths)
         pooled_BF: np.ndarray = head.pooled(y_BTH, lengths).double().cpu().numpy()
         return pooled_BF
 

@@ -22,9 +22,10 @@ from headwater.data.batches import Batch, batch_of
 from headwater.data.examples import Examples
 from headwater.data.streams import Streams
 from headwater.data_parallel import Share
+from headwater.errors import ConfigError
 from headwater.features.text import BEGIN, END, PAD
 from headwater.metrics import TokenCounts
-from headwater.model import Encoder, SequenceModel
+from headwater.model import Encoder, SequenceModel, TokenEncoder
 from headwater.native import linear_cross_entropy
 from headwater.tasks.base import Task
 from headwater.workers import shared_weights
@@ -56,7 +57,15 @@ class LanguageModeling(LanguageModelingOptions, Task):
     name: Literal["language_modeling"] = "language_modeling"
 
     def head(self, encoder: Encoder, dropout: float) -> nn.Module:
-        """Return a decoder whose softmax weights are the embedding's (Press and Wolf 2017, arXiv:1608.05859)."""
+        """Return a decoder whose softmax weights are the embedding's (Press and Wolf 2017, arXiv:1608.05859).
+
+        Raises:
+            ConfigError: The encoder reads numbers.
+        """
+        if not isinstance(encoder, TokenEncoder):
+            raise ConfigError(
+                "a language model predicts tokens, and numeric rows have none: take --task classification"
+            )
         return TiedDecoder(encoder, dropout)
 
     def head_axes(self, states: tuple[str, ...]) -> Axes:
@@ -114,8 +123,8 @@ class LanguageModeling(LanguageModelingOptions, Task):
 
     def _states(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return states (N, H) and targets (N,) of all valid steps."""
-        inputs_BT = F.pad(batch.tokens_BT, (1, 0), value=BEGIN)
-        targets_BT = F.pad(batch.tokens_BT, (0, 1), value=PAD)
+        inputs_BT = F.pad(batch.inputs, (1, 0), value=BEGIN)
+        targets_BT = F.pad(batch.inputs, (0, 1), value=PAD)
         targets_BT = targets_BT.scatter(1, batch.lengths_B.unsqueeze(1), END)
         y_NH, place_N = model.encoder.valid_states(inputs_BT, batch.lengths_B + 1)
         return y_NH, targets_BT.flatten()[place_N]
@@ -124,7 +133,7 @@ class LanguageModeling(LanguageModelingOptions, Task):
 class TiedDecoder(nn.Module):
     """A linear map to the embedding's size, then the embedding's own rows as the softmax weights."""
 
-    def __init__(self, encoder: Encoder, dropout: float) -> None:
+    def __init__(self, encoder: TokenEncoder, dropout: float) -> None:
         super().__init__()
         embedding = encoder.embedding
         self.dropout = nn.Dropout(dropout)

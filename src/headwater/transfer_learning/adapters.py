@@ -28,7 +28,7 @@ def adapters(job: Job) -> FitResult:
     torch.manual_seed(options.seed)
     job.model = job.config.build()
     load_weights(job.model, weights)
-    learning = ("head.", *(f"encoder.stack.layers.{number}.adapter." for number in chosen))
+    learning = ("head.", *job.new_layers(), *(f"encoder.stack.layers.{number}.adapter." for number in chosen))
     result = job.fit([ParameterGroup(learning), ParameterGroup(("",), epochs=NEVER)])
     sizes = {name: value.numel() for name, value in job.model.named_parameters()}
     trained = sum(size for name, size in sizes.items() if name.startswith(learning))

@@ -9,16 +9,16 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from headwater.checkpoint import Checkpoint
-from headwater.data.rows import LEAST_HELD_OUT
+from headwater.data.rows import LEAST_HELD_OUT, Rows
 from headwater.fitting import Splits, with_epochs
 from headwater.registry import lookup
 from headwater.stage import Workspace
 from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.control import evaluate
-from headwater.transfer_learning.job import make_job
+from headwater.transfer_learning.job import make_job, needs_new_input
 from headwater.transfer_learning.options import SCRATCH, TransferOptions
 
 _SAFEST_FIRST = ("finetune", "init", "lora", "features", "multitask", SCRATCH)
@@ -39,11 +39,12 @@ def choose_method(
     `finetune` counts as the safest, training from scratch as the last resort. Where there are too few rows even for
     that, it is `finetune`.
     """
-    learned = len(splits.train)
-    if learned < LEAST_HELD_OUT or min(Counter(splits.train.labels).values()) < _FOLDS:
+    learned, of_label = len(splits.train), _separate(splits.train)
+    if learned < LEAST_HELD_OUT or min(of_label.values()) < _FOLDS:
         few = f"{learned} rows, or fewer than {_FOLDS} of a label, are too few to compare methods by"
         return _SAFEST_FIRST[0], [f"--method auto took {_SAFEST_FIRST[0]} untried: {few}."]
-    methods = [method for method in _SAFEST_FIRST if _is_sensible(method, source, options)]
+    new_input = needs_new_input(source, splits, options)
+    methods = [method for method in _SAFEST_FIRST if _is_sensible(method, source, options, new_input=new_input)]
     whole = with_epochs(options, learned).epochs
     epochs = min(whole, max(whole // 4, source.config.encoder.layers + 3))  # all layers thaw in a short run too
     given = options.model_copy(update={"epochs": epochs})
@@ -63,8 +64,15 @@ def choose_method(
     return taken, notes
 
 
-def _is_sensible(method: str, source: Checkpoint, options: TransferOptions) -> bool:
-    """Return whether to try a method: its rows are given, its adapters would be thinner than the matrices."""
+def _separate(rows: Rows) -> Counter[str]:
+    """Return how many rows each label has; windows of one recording count once, as they stay together."""
+    return Counter(label for label, _ in set(zip(rows.labels, rows.recordings or range(len(rows)), strict=True)))
+
+
+def _is_sensible(method: str, source: Checkpoint, options: TransferOptions, *, new_input: bool) -> bool:
+    """Return whether to try a method: what it needs is there, its adapters would be thinner than the matrices."""
+    if new_input and method in ("features", "multitask"):
+        return False
     if method == "lora":
         encoder = source.config.encoder
         return 2 * options.rank <= min(encoder.hidden_size, encoder.embedding_size)
@@ -76,7 +84,10 @@ def _folds(splits: Splits, seed: int) -> list[Splits]:
     train, none = splits.train, splits.train.take([])
     if len(splits.valid) >= _ENOUGH:
         return [replace(splits, valid=none, test=splits.valid)]
-    dealt = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed % 2**32).split(train.texts, train.labels)
+    folds = StratifiedGroupKFold if train.recordings else StratifiedKFold
+    dealt = folds(_FOLDS, shuffle=True, random_state=seed % 2**32).split(
+        train.labels, train.labels, train.recordings or None
+    )
     return [replace(splits, train=train.take(learn), valid=none, test=train.take(held)) for learn, held in dealt]
 
 

@@ -11,6 +11,7 @@ from headwater.transfer_learning.job import Job
 
 def prototypes(job: Job) -> None:
     """Take the head from the means of the classes' pooled states (Snell et al. 2017, arXiv:1703.05175)."""
+    job.check_input_is_known()
     examples = job.splits.train.encode(job.featurizer, job.splits.labels)
     pooled_NF = torch.from_numpy(pooled_states(job.model, examples))
     weight_KF, bias_K = prototype_head(pooled_NF, torch.from_numpy(examples.targets_N), len(job.splits.labels))

@@ -20,7 +20,7 @@ from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.job import Job, make_job
 from headwater.transfer_learning.options import SCRATCH
 
-_LINEAR = "tfidf_logistic_regression"
+_LINEAR = ("tfidf_logistic_regression", "summary_logistic_regression")
 
 
 def announce(job: Job, number: int) -> None:
@@ -95,7 +95,7 @@ def _trained(job: Job, method: str, seed: int) -> Job:
 
 
 def _over_linear(own: Metrics, baselines: Mapping[str, Metrics]) -> str:
-    linear = baselines.get(_LINEAR)
+    linear = next((baselines[name] for name in _LINEAR if name in baselines), None)
     if not linear:
         return ""
     return f"; over the linear baseline ({linear['accuracy']:.3f}) {own['accuracy'] - linear['accuracy']:+.3f}"

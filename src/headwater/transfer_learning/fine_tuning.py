@@ -8,11 +8,13 @@ from typing import Any
 
 from headwater.checkpoint import Checkpoint
 from headwater.config import DataOptions, RunOptions
+from headwater.features.numeric import WindowOptions
 from headwater.fitting import read_splits, with_epochs
 from headwater.pretrained import open_checkpoint
 from headwater.progress import Progress
 from headwater.records import StageRecord
 from headwater.trainer import TrainOptions
+from headwater.transfer_learning.job import feature_options, needs_new_input
 from headwater.transfer_learning.options import AUTO, TransferOptions
 from headwater.transfer_learning.verb import transfer
 
@@ -21,7 +23,7 @@ _AFTER_THAWING = 3
 _NOT_SHOWN = {"resume", "quiet"}
 
 
-class FineTuneOptions(DataOptions, RunOptions):
+class FineTuneOptions(WindowOptions, DataOptions, RunOptions):
     """Options of `fine-tune`. Whoever wants others changes the commands that it shows."""
 
     control: bool = True
@@ -70,13 +72,14 @@ def plan(source: Checkpoint, options: FineTuneOptions) -> list[TransferOptions]:
     A language model should learn the target's own text first (Howard and Ruder 2018, section 3.2): that step has its
     place before the one that is here.
     """
-    splits = read_splits(options, options.seed)
+    splits = read_splits(options, options.seed, features=feature_options(source, options))
+    same_head = source.labels == splits.labels and not needs_new_input(source, splits, options)
     groups = source.config.encoder.layers + 2  # beside the layers the head and the embedding, one more each epoch
     chosen: dict[str, Any] = {
         "method": AUTO,
         "lr": "auto",
         "epochs": max(with_epochs(TrainOptions(), len(splits.train)).epochs, groups + _AFTER_THAWING),
-        "unfreeze": "at_once" if source.labels == splits.labels else "gradual",
+        "unfreeze": "at_once" if same_head else "gradual",
     }
     return [TransferOptions.parse(options.model_dump() | chosen)]
 

@@ -6,16 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from headwater.checkpoint import Checkpoint, ModelConfig
+from headwater.config import DataOptions, ValueColumns
 from headwater.data.examples import Examples
-from headwater.data.rows import read_rows
+from headwater.data.rows import Rows, read_rows
 from headwater.errors import CheckpointError, ConfigError
+from headwater.features.featurizer import FeatureOptions, Featurizer, fit_featurizer
+from headwater.features.numeric import NumericOptions
 from headwater.features.text import TextFeaturizer, TextOptions
 from headwater.fitting import Splits, fit_task, task_objective, with_epochs
-from headwater.model import SequenceModel
+from headwater.model import FROZEN, EncoderOptions, SequenceModel
 from headwater.records import Coverage, DataUse
 from headwater.stage import Workspace
 from headwater.tasks import Task
@@ -41,7 +45,9 @@ class Job:
         config: The target model's config.
         featurizer: The target's featurizer.
         model: The target model; holds the source's weights unless the method starts from scratch.
-        coverage: What the source knew of the target's vocabulary; None from scratch.
+        coverage: What the source knew of the target's vocabulary; None from scratch, and where one of the two has none.
+        new_input: Whether the model's input side can't be the source's, since that reads another modality or other
+            channels: then the recurrent core alone is carried over.
         carried: The weights that the model has from the source.
         part: Names the state that an interrupted run continues from, where a stage does several jobs.
         source_uses: Rows beside the target's that the method has read.
@@ -53,11 +59,12 @@ class Job:
     options: TransferOptions
     workspace: Workspace
     config: ModelConfig
-    featurizer: TextFeaturizer
+    featurizer: Featurizer
     model: SequenceModel
     coverage: Coverage | None
     carried: Weights
     part: str = ""
+    new_input: bool = False
     source_uses: list[DataUse] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -122,51 +129,71 @@ class Job:
         options = self.options
         if not options.vat:
             return []
-        texts = list(self.splits.train.texts)
+        rows = list(self.splits.train.inputs)
         if options.vat_data:
-            more = read_rows(options.vat_data, text=options.text)
+            more = self.read_more(options.vat_data, text=options.text)
             self.source_uses.append(more.use("train"))
-            texts += more.texts
-        examples = Examples(self.featurizer.encode_all(texts))
+            rows += more.inputs
+        examples = Examples(self.featurizer.encode_all(rows))
         return [VirtualAdversarial(self.model, examples, options, self.workspace.device)]
 
+    def read_more(self, data: str, *, text: str, label: str | None = None) -> Rows:
+        """Read rows that stand beside the target's; numbers are in columns of the same names."""
+        values, features = self.options.only(ValueColumns), self.featurizer.options
+        return read_rows(data, text=text, label=label, values=values, features=features)
+
     def layer_groups(self) -> list[str]:
-        """Return the parameter names' beginnings from the head down to the embedding, one a layer.
+        """Return the parameter names' beginnings from the head down to the input side, one a layer.
 
         A language model's embedding stands beside its head: its rows are the softmax weights.
         """
         depth = len(self.model.encoder.stack.layers)
         layers = [f"encoder.stack.layers.{number}." for number in reversed(range(depth))]
         if self.options.task == LANGUAGE_MODELING:
-            return ["head.", "encoder.embedding.", *layers]
-        return ["head.", *layers, "encoder.embedding."]
+            return ["head.", *self._input_side(), *layers]
+        return ["head.", *layers, *self._input_side()]
+
+    def new_layers(self) -> list[str]:
+        """Return the parameter names' beginnings of an input side that can't be the source's."""
+        return self._input_side() if self.new_input else []
+
+    def _input_side(self) -> list[str]:
+        return [f"encoder.{name}." for name in self.model.encoder.input_side]
+
+    def check_input_is_known(self) -> None:
+        """Refuse a method that leaves the whole encoder as it is, where its input side is new.
+
+        Raises:
+            ConfigError: It is.
+        """
+        if self.new_input:
+            raise ConfigError(
+                f"method = {self.options.method!r} makes a head alone, and here the input side is new and must learn "
+                "too: take --method init or finetune, with --freeze encoder if the recurrent layers are to stay as "
+                "they are"
+            )
 
     def learns(self, prefix: str) -> range:
-        """Return the epochs in which a layer learns: none if the options keep it frozen throughout."""
-        frozen = {"none": (), "embedding": ("encoder.embedding.",), "encoder": ("encoder.",)}[self.options.freeze]
-        return NEVER if prefix.startswith(frozen) else ALWAYS
+        """Return the epochs in which a layer learns: none if the options keep it frozen; what is new always learns."""
+        frozen = prefix.startswith(FROZEN[self.options.freeze]) and prefix not in self.new_layers()
+        return NEVER if frozen else ALWAYS
 
 
 def make_job(
     source: Checkpoint, splits: Splits, options: TransferOptions, workspace: Workspace, *, from_scratch: bool
 ) -> Job:
     """Prepare a transfer: fit the target's featurizer, build the model, carry the source's weights over."""
-    wanted: dict[str, Any] = {} if options.tokenizer == "source" else {"tokenizer": options.tokenizer}
-    if options.max_length:
-        wanted["max_length"] = options.max_length
-    text_options = TextOptions(**(source.config.featurizer.model_dump() | wanted))
-    reuse = source.featurizer.tokenizer if options.tokenizer in ("source", source.config.featurizer.tokenizer) else None
-    target = TextFeaturizer.fit(splits.train.texts, text_options, reuse)
-    featurizer = target if from_scratch else union_featurizer(source.featurizer, target)
+    featurizer = _featurizer(source, splits, options, from_scratch=from_scratch)
     same_head = has_decoder(source) if options.task == LANGUAGE_MODELING else source.labels == splits.labels
     if options.head == "source" and not same_head and not from_scratch:
         raise ConfigError(
             f"head = 'source' needs the same labels; the source has {', '.join(source.labels) or 'none'}, "
             f"the target {', '.join(splits.labels)}: use --head new"
         )
+    new_input = needs_new_input(source, splits, options)
     config = ModelConfig(
-        encoder=source.config.encoder,
-        vocabulary_size=len(featurizer.vocabulary),
+        **featurizer.sizes,
+        encoder=_encoder(source, featurizer, new_input=new_input),
         dropout=options.dropout(source.config.dropout),
         residual_layers=source.config.residual_layers,
         adapters=source.config.adapters,
@@ -175,10 +202,41 @@ def make_job(
     )
     torch.manual_seed(options.seed)
     model = config.build()
-    job = Job(source, splits, options, workspace, config, featurizer, model, None, {})
+    job = Job(source, splits, options, workspace, config, featurizer, model, None, {}, new_input=new_input)
     if not from_scratch:
-        _carry_over(job, head=same_head and options.head != "new")
+        keep = options.head == "source" if new_input else options.head != "new"
+        _carry_over(job, head=same_head and keep)
     return job
+
+
+def feature_options(source: Checkpoint, options: DataOptions) -> FeatureOptions:
+    """Return how the target's rows are to be prepared: as the source's, as far as they are of its modality."""
+    here = NumericOptions if options.values is not None else TextOptions
+    known = source.config.featurizer.model_dump() if isinstance(source.config.featurizer, here) else {}
+    wanted: dict[str, Any] = {name: getattr(options, name) for name in here.model_fields if hasattr(options, name)}
+    return here(**(known | {name: value for name, value in wanted.items() if value and value != "source"}))
+
+
+def needs_new_input(source: Checkpoint, splits: Splits, options: DataOptions) -> bool:
+    """Return whether the source's input side can't read the target's rows; a vocabulary can be remapped."""
+    channels = np.asarray(splits.train.inputs[0]).shape[1] if options.values is not None else 0
+    return channels != source.config.channels
+
+
+def _featurizer(source: Checkpoint, splits: Splits, options: TransferOptions, *, from_scratch: bool) -> Featurizer:
+    """Fit the target's featurizer; of text it knows the source's tokens too, unless the model starts from scratch."""
+    prepared, known = feature_options(source, options), source.featurizer
+    if not isinstance(prepared, TextOptions) or not isinstance(known, TextFeaturizer):
+        return fit_featurizer(splits.train.inputs, prepared)
+    reuse = known.tokenizer if prepared.tokenizer == known.options.tokenizer else None
+    target = TextFeaturizer.fit(splits.train.texts, prepared, reuse)
+    return target if from_scratch else union_featurizer(known, target)
+
+
+def _encoder(source: Checkpoint, featurizer: Featurizer, *, new_input: bool) -> EncoderOptions:
+    """Return the source's shape; numbers that its core has not read are projected to what it reads."""
+    shape = source.config.encoder
+    return shape.model_copy(update={"projection": featurizer.modality == "numeric"}) if new_input else shape
 
 
 def _task(source: Checkpoint, splits: Splits, options: TransferOptions) -> dict[str, Any]:
@@ -190,17 +248,31 @@ def _task(source: Checkpoint, splits: Splits, options: TransferOptions) -> dict[
 
 
 def _carry_over(job: Job, *, head: bool) -> None:
-    """Copy the source's weights into the model, and note what it knew of the vocabulary."""
-    weights = job.source.weights()
-    embedding = weights.pop("encoder.embedding.weight", None)
-    if embedding is None:
-        raise CheckpointError(f"{job.source.path} has no embedding: only models of text can be transferred to text")
-    kept = {name: value for name, value in weights.items() if head or name.startswith("encoder.")}
-    remapping = Remapping(job.source.featurizer, job.featurizer)
-    kept["encoder.embedding.weight"] = remapping.rows(embedding)
-    if head and has_decoder(job.source):
-        kept["head.bias"] = remapping.biases(kept["head.bias"])
+    """Copy the source's weights into the model, and note what it knew of the vocabulary, or that it read other rows."""
+    known, target = job.source.featurizer, job.featurizer
+    beginnings = ("encoder.stack." if job.new_input else "encoder.", *(("head.",) if head else ()))
+    kept = {name: value for name, value in job.source.weights().items() if name.startswith(beginnings)}
+    if isinstance(known, TextFeaturizer) and isinstance(target, TextFeaturizer):
+        embedding = kept.get("encoder.embedding.weight")
+        if embedding is None:
+            raise CheckpointError(f"{job.source.path} has no embedding: it can't be transferred to text")
+        remapping = Remapping(known, target)
+        kept["encoder.embedding.weight"] = remapping.rows(embedding)
+        if head and has_decoder(job.source):
+            kept["head.bias"] = remapping.biases(kept["head.bias"])
+        job.coverage = remapping.coverage(job.splits.train.texts)
+        job.notes += remapping.notes(job.coverage)
     load_weights(job.model, kept)
     job.carried = kept
-    job.coverage = remapping.coverage(job.splits.train.texts)
-    job.notes += remapping.notes(job.coverage)
+    if job.new_input:
+        job.notes.append(_crossing(job))
+
+
+def _crossing(job: Job) -> str:
+    """Return what was kept where the source has read other rows than the target's."""
+    was, now = (f"numbers of {c.channels} channels" if c.channels else "text" for c in (job.source.config, job.config))
+    kept = sum(value.numel() for name, value in job.carried.items() if name.startswith("encoder."))
+    return (
+        f"The source has read {was}, the target's rows are {now}: {kept:,} recurrent weights were kept, the input side "
+        "is new."
+    )

@@ -36,9 +36,11 @@ def init(job: Job) -> FitResult:
 def finetune(job: Job) -> FitResult:
     """Discriminative rates (Howard and Ruder 2018, arXiv:1801.06146, section 3.2), layers thawed in some order.
 
-    Each layer below the head learns with a rate smaller by a factor, in the epochs that `--unfreeze` gives it.
+    Each layer below the head learns with a rate smaller by a factor, in the epochs that `--unfreeze` gives it; a new
+    input side as the head does.
     """
-    layers = job.layer_groups()
+    new = job.new_layers()
+    layers = [prefix for prefix in job.layer_groups() if prefix not in new]
     learning = [prefix for prefix in layers if job.learns(prefix) is not NEVER]
     unfreeze, epochs = job.options.unfreeze, job.epochs
     if unfreeze == "probe_first":
@@ -50,6 +52,7 @@ def finetune(job: Job) -> FitResult:
         ParameterGroup((prefix,), job.options.lr_decay**-depth, thawed.get(prefix, NEVER))
         for depth, prefix in enumerate(layers)
     ]
+    groups += [ParameterGroup((prefix,)) for prefix in new]
     return fit_beside(job, groups, language_model(job))
 
 
@@ -59,6 +62,7 @@ def features(job: Job) -> None:
     The regression's strength is chosen by cross-validation on the training rows; its scaling and weights are then
     written into the linear head, so that the result is an ordinary checkpoint.
     """
+    job.check_input_is_known()
     examples = job.splits.train.encode(job.featurizer, job.splits.labels)
     pooled_NF = pooled_states(job.model, examples)
     chosen = max((0.001, 0.01, 0.1, 1.0), key=lambda strength: _score(pooled_NF, examples.targets_N, strength))
@@ -93,9 +97,11 @@ def lora(job: Job) -> FitResult:
     options, model = job.options, job.model
     whole = sum(value.numel() for value in model.parameters())
     targets = [target.strip() for target in options.lora_targets.split(",")]
+    if "embedding" not in model.encoder.input_side:  # numbers have none
+        targets = [target for target in targets if target != "embedding"] or targets
     with low_rank(model.encoder, targets, options.rank, options.lora_alpha) as adapters:
         gates = [f"encoder.stack.layers.{number}.gate" for number in job.config.residual_layers]
-        learning = ("head.", *gates, *(f"encoder.{name}" for name in adapters))
+        learning = ("head.", *gates, *job.new_layers(), *(f"encoder.{name}" for name in adapters))
         trained = sum(value.numel() for name, value in model.named_parameters() if name.startswith(learning))
         result = job.fit([ParameterGroup(learning), ParameterGroup(("",), epochs=NEVER)])
     parts = f"{len(adapters)} adapters{', the gates of residual layers' * bool(gates)} and the head"

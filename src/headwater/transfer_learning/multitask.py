@@ -9,8 +9,9 @@ from torch import nn
 
 from headwater.checkpoint import Checkpoint
 from headwater.data.examples import Examples
-from headwater.data.rows import label_set, read_rows
+from headwater.data.rows import label_set
 from headwater.errors import ConfigError
+from headwater.features.featurizer import text_featurizer
 from headwater.model import SequenceModel
 from headwater.registry import lookup
 from headwater.tasks import Task
@@ -46,8 +47,13 @@ def check_tasks(source: Checkpoint, options: TransferOptions) -> None:
     """Refuse tasks that the source's encoder can't learn, before anything is read or trained.
 
     Raises:
-        ConfigError: A language model is asked for, and the encoder reads ahead.
+        ConfigError: A language model is asked for, and the rows are numbers or the encoder reads ahead.
     """
+    if options.lm_weight and options.values is not None and "lm_weight" not in options.unread():
+        raise ConfigError(
+            f"lm_weight = {options.lm_weight:g}: a language model predicts tokens, and the target's rows are numbers: "
+            "leave --lm-weight at 0"
+        )
     if options.lm_weight and source.config.encoder.bidirectional and "lm_weight" not in options.unread():
         raise ConfigError(
             f"lm_weight = {options.lm_weight:g}: to predict the next token an encoder must not read ahead, and the "
@@ -58,9 +64,11 @@ def check_tasks(source: Checkpoint, options: TransferOptions) -> None:
 
 def source_tasks(job: Job) -> list[TaskBeside]:
     """Return the classification of each file of `--source-data`."""
+    if job.options.source_data and job.new_input:
+        raise ConfigError("method = 'multitask' needs rows of the source that the target's model can read: take init")
     tasks = []
     for file, text, label, weight in job.options.sources():
-        rows = read_rows(file, text=text, label=label)
+        rows = job.read_more(file, text=text, label=label)
         job.source_uses.append(rows.use("source"))
         task = Classification(labels=label_set(rows))
         objective = _objective(job, task, rows.encode(job.featurizer, task.labels))
@@ -75,7 +83,7 @@ def language_model(job: Job) -> list[TaskBeside]:
         return []
     rows = job.splits.train
     if options.lm_data:
-        rows = read_rows(options.lm_data, text=options.lm_text)
+        rows = job.read_more(options.lm_data, text=options.lm_text)
         job.source_uses.append(rows.use("unlabelled"))
     examples = Examples(job.featurizer.encode_all(rows.texts))
     objective = _objective(job, LanguageModeling(), examples)
@@ -128,5 +136,6 @@ def _start_from_the_sources_head(job: Job, head: nn.Module) -> None:
         return
     weights = job.source.weights()
     kept = {f"project.{name}": weights[f"head.project.{name}"] for name in ("weight", "bias")}
-    kept["bias"] = Remapping(job.source.featurizer, job.featurizer).biases(weights["head.bias"])
+    known, target = text_featurizer(job.source.featurizer), text_featurizer(job.featurizer)
+    kept["bias"] = Remapping(known, target).biases(weights["head.bias"])
     load_weights(head, kept)

@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 
 from headwater.config import Config, DataOptions, Fraction, RunOptions
 from headwater.errors import ConfigError
+from headwater.features.numeric import WindowOptions
 from headwater.features.tokenizers import TOKENIZERS
-from headwater.model import MOST_UNITS, DropoutOptions
+from headwater.model import MOST_UNITS, DropoutOptions, Freeze
 from headwater.registry import lookup, name_in
 from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.trainer import TrainOptions
@@ -18,7 +19,6 @@ from headwater.transfer_learning.balancing import BALANCERS
 from headwater.transfer_learning.task_options import TaskOptions
 
 AUTO, SCRATCH = "auto", "scratch"
-Freeze = Literal["none", "embedding", "encoder"]
 _VAT = ("vat", "vat_radius", "vat_data")
 
 
@@ -41,7 +41,9 @@ class DropoutChanges(Config):
         return source.model_copy(update=self.only(DropoutChanges).model_dump(exclude_none=True))
 
 
-class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, TrainOptions, DataOptions, RunOptions):
+class TransferOptions(
+    TaskOptions, DropoutChanges, LanguageModelingOptions, TrainOptions, WindowOptions, DataOptions, RunOptions
+):
     """Options of `transfer`."""
 
     task: Literal["classification", "language_modeling"] = "classification"
@@ -58,7 +60,7 @@ class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, Trai
     """How the target's text is split: `word`, `char`, `char_space`, `bpe` or `jieba`; `source` splits as the source
     does."""
     max_length: Annotated[int, Field(ge=0)] = 0
-    """Tokens a row at most; 0 keeps the source's limit."""
+    """Tokens or steps a row at most; 0 keeps the source's limit."""
     freeze: Freeze = "none"
     """Layers that `init`, `finetune` and `multitask` never change: `embedding`, or the whole `encoder`."""
     unfreeze: Literal["gradual", "chain_thaw", "probe_first", "at_once"] = "gradual"
@@ -94,7 +96,8 @@ class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, Trai
     vat_radius: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 5.0
     """How far all tokens of a row move together, in standard deviations of the embedding's numbers."""
     vat_data: str | None = None
-    """More rows for `--vat`, which needs no labels: a file with a column named as `--text`, or `card:NAME/SPLIT`."""
+    """More rows for `--vat`, which needs no labels: a file with a column named as `--text` (of numbers, with
+    `--values`), or `card:NAME/SPLIT`."""
     head: Literal["auto", "new", "source"] = "auto"
     """Whether to keep the source's head; `auto` keeps it if the target has the same labels, and a language model's
     decoder."""
@@ -112,6 +115,8 @@ class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, Trai
                 f"method = {self.method!r} makes classifiers: for --task language_modeling give --method finetune, "
                 "init, lora or scratch"
             )
+        if self.task == "language_modeling" and self.values is not None:
+            raise ConfigError("task = 'language_modeling' predicts tokens, and numbers have none: leave --values out")
         return self
 
     def unread(self) -> dict[str, str]:
@@ -142,6 +147,10 @@ class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, Trai
         unread |= {} if self.lm_weight else dict.fromkeys(("lm_data", "lm_text"), "with --lm-weight")
         unread |= {} if self.balance == "gradnorm" else {"gradnorm_alpha": "with --balance gradnorm"}
         unread |= {"weight_decay": "without --l2-sp"} if self.l2_sp and not self.control else {}
+        if self.values is None:
+            unread |= dict.fromkeys(WindowOptions.model_fields, "with --values")
+        else:
+            unread |= dict.fromkeys(("text", "tokenizer", "source_text", "embedding_dropout"), "without --values")
         if self.task == "language_modeling":
             unread |= dict.fromkeys(("label", "bss", "control_seeds"), "with --task classification")
             unread |= {} if self.bptt else dict.fromkeys(("ar", "tar"), "with --bptt")

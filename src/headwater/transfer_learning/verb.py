@@ -11,7 +11,7 @@ from headwater.stage import Outcome, Workspace, run_stage
 from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.choice import choose_method
 from headwater.transfer_learning.control import announce, compare_with_scratch, evaluate
-from headwater.transfer_learning.job import Job, make_job
+from headwater.transfer_learning.job import Job, feature_options, make_job
 from headwater.transfer_learning.language_model import LANGUAGE_MODELING, check_source
 from headwater.transfer_learning.multitask import check_tasks
 from headwater.transfer_learning.options import AUTO, SCRATCH, TransferOptions
@@ -38,7 +38,8 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
     if language:
         check_source(source, options)
     check_tasks(source, options)
-    splits = read_splits(options, options.seed, labelled=not language)
+    features = feature_options(source, options)
+    splits = read_splits(options, options.seed, labelled=not language, features=features)
     notes: list[str] = []
     if options.method == AUTO:
         method, notes = choose_method(source, splits, options, workspace)
@@ -72,8 +73,9 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
 
 
 def _before(job: Job) -> dict[str, Any]:
-    """Return the figures before any training, where the model has the source's head."""
-    if not len(job.splits.test) or not any(name.startswith("head.") for name in job.carried):
+    """Return the figures before any training, where all of the model is the source's."""
+    whole = not job.new_input and any(name.startswith("head.") for name in job.carried)
+    if not len(job.splits.test) or not whole:
         return {}
     if job.options.task == LANGUAGE_MODELING:
         model = job.model.to(job.workspace.device)

@@ -1,6 +1,6 @@
-"""Virtual adversarial training of classifiers of text (Miyato et al. 2016, arXiv:1605.07725, section 3).
+"""Virtual adversarial training of classifiers (Miyato et al. 2016, arXiv:1605.07725, section 3).
 
-Shapes: B batch, T time, E embedding, K classes, U tokens that the rows have.
+Shapes: B batch, T time, C channels, E embedding, K classes, U tokens that the rows have, N steps of all rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from headwater.data.batches import Batch, Shuffler, batch_of
 from headwater.data.examples import Examples
 from headwater.data_parallel import Share
-from headwater.model import SequenceModel
+from headwater.model import Encoder, SequenceModel, TokenEncoder
 from headwater.trainer import Objective
 from headwater.transfer_learning.options import TransferOptions
 
@@ -31,7 +31,8 @@ class VirtualAdversarial(Objective):
     The paper's network reads embeddings that are normalised by the tokens' frequency, so that it can't evade a
     perturbation by growing them. Here it reads them as they are, and the perturbation is normalised instead: its norm
     is counted in standard deviations of each of the embedding's numbers over the rows' tokens. What the first layer
-    reads is the same up to a linear map, and a source model can be taken as it is.
+    reads is the same up to a linear map, and a source model can be taken as it is. Of numeric rows it is the channels
+    that move, or what they are projected to, counted likewise.
 
     The model drops out as in the rest of training. All passes over a batch drop the same units, so that dropout itself
     makes no divergence; tokens move behind the embedding's dropout.
@@ -50,9 +51,10 @@ class VirtualAdversarial(Objective):
         self._model, self._examples, self._options, self._device = model, examples, options, device
         self._steps = Shuffler(examples, options.step_size, options.seed)
         self.steps_per_epoch = self._steps.steps_per_epoch
-        tokens, counts = np.unique(examples.tokens, return_counts=True)
-        self._tokens_U = torch.from_numpy(tokens).to(device)
-        self._shares_U = torch.from_numpy(counts / counts.sum()).to(device)
+        encoder = model.encoder
+        self._spread = (
+            _token_spread(encoder, examples) if isinstance(encoder, TokenEncoder) else _number_spread(encoder, examples)
+        )
 
     def losses(self, step: int, share: Share) -> Iterator[Tensor]:
         """Yield the weighted divergence of each batch of a step, by its part of the rows."""
@@ -66,7 +68,7 @@ class VirtualAdversarial(Objective):
     def divergence(self, batch: Batch) -> Tensor:
         """Return the mean divergence between a batch's predictions and those for the perturbed tokens, in nats."""
         model, lengths_B = self._model, batch.lengths_B
-        x_BTE = model.encoder.embed(batch.tokens_BT)
+        x_BTE = model.encoder.embed(batch.inputs)
         still_BTE = x_BTE.detach()
         valid_BT = torch.arange(x_BTE.shape[1], device=self._device) < lengths_B.unsqueeze(1)
         random_BTE = torch.randn_like(still_BTE) * valid_BT.unsqueeze(2)
@@ -87,12 +89,6 @@ class VirtualAdversarial(Objective):
                     self._options.vat_radius,
                 )
         return divergences(before_BK, predict(x_BTE + spread_E * step_BTE)).mean()
-
-    def _spread(self) -> Tensor:
-        """Return the standard deviation (E,) of each of the embedding's numbers over the rows' tokens."""
-        weight_UE = self._model.encoder.embedding.weight.detach()[self._tokens_U]
-        shares_U = self._shares_U.to(weight_UE)
-        return (shares_U @ (weight_UE - shares_U @ weight_UE).square()).sqrt()
 
 
 def worst_step(divergence: Callable[[Tensor], Tensor], random_BTE: Tensor, radius: float) -> Tensor:
@@ -141,3 +137,30 @@ def _searching(model: nn.Module, device: torch.device) -> Iterator[None]:
 def _rewound(device: torch.device) -> AbstractContextManager[None]:
     """Return a context after which the generators stand where they stood before: the next pass draws the same."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def _token_spread(encoder: TokenEncoder, examples: Examples) -> Callable[[], Tensor]:
+    """Return what gives the standard deviation (E,) of each of the embedding's numbers over the rows' tokens."""
+    tokens, counts = np.unique(examples.inputs, return_counts=True)
+    tokens_U, shares_U = torch.from_numpy(tokens), torch.from_numpy(counts / counts.sum())
+
+    def spread() -> Tensor:
+        weight_UE = encoder.embedding.weight.detach()[tokens_U]
+        share_U = shares_U.to(weight_UE)
+        return (share_U @ (weight_UE - share_U @ weight_UE).square()).sqrt()
+
+    return spread
+
+
+def _number_spread(encoder: Encoder, examples: Examples) -> Callable[[], Tensor]:
+    """Return what gives the standard deviation (E,) of each number that the first layer reads over the rows' steps."""
+    around_NC = examples.inputs - examples.inputs.mean(0, dtype=np.float64)
+    covariance_CC = torch.from_numpy(around_NC.T @ around_NC / len(around_NC))
+
+    def spread() -> Tensor:
+        if not encoder.input_side:
+            return covariance_CC.diagonal().sqrt().to(next(encoder.parameters()))
+        weight_EC = encoder.get_parameter("projection.weight").detach()
+        return ((weight_EC @ covariance_CC.to(weight_EC)) * weight_EC).sum(1).clamp_min(0).sqrt()
+
+    return spread
