@@ -8,7 +8,8 @@ setup(
             "headwater.native._kernels",
             ["src/headwater/native/kernels.cpp"],
             depends=[
-                f"src/headwater/native/{part}.inc" for part in ("vectors", "products", "cells", "softmax", "step")
+                f"src/headwater/native/{part}.inc"
+                for part in ("vectors", "products", "cells", "softmax", "pooling", "step")
             ],
             # Loaded by ctypes: one file for all versions of Python and torch.
             py_limited_api=True,

@@ -60,6 +60,18 @@ int main() {
             if (headwater_linear_cross_entropy(rows, D, classes, across, inputs.data(), weight.data(),
                                                all ? bias.data() : nullptr, targets.data(), gradient.data(), &loss, half))
                 return 1;
+            const long forward = draw(0, 1) ? H : H / 2, stride = 3 * H;
+            auto pooled = floats(rows * stride), ties = floats(rows * H), dpooled = floats(rows * stride);
+            const bool last_too = draw(0, 1), mean_too = draw(0, 1), most_too = draw(0, 1);
+            float* parts[] = {last_too ? pooled.data() : nullptr, most_too ? pooled.data() + H : nullptr,
+                              mean_too ? pooled.data() + 2 * H : nullptr};
+            if (headwater_pool(H, forward, steps, counts.data(), order.data(), y.data(), parts[0], parts[1], parts[2],
+                               stride, ties.data()))
+                return 1;
+            if (headwater_pool_backward(H, forward, steps, counts.data(), order.data(), y.data(), parts[1], ties.data(),
+                                        last_too ? dpooled.data() : nullptr, most_too ? dpooled.data() + H : nullptr,
+                                        mean_too ? dpooled.data() + 2 * H : nullptr, stride, dy.data()))
+                return 1;
             const long layers = draw(1, 3);
             std::vector<std::vector<float>> packed, memory;
             std::vector<StepLayer> stack;

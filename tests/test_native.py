@@ -18,6 +18,7 @@ from headwater import native
 from headwater.cells import CELLS, cell_class
 from headwater.cells.stack import TALL, WIDE, RecurrentStack, run_packed
 from headwater.errors import ConfigError
+from headwater.model import pool
 from headwater.native import (
     KINDS,
     LEVELS,
@@ -26,6 +27,7 @@ from headwater.native import (
     keep_gate_gradients,
     library,
     linear_cross_entropy,
+    pool_packed,
     product,
     using,
 )
@@ -459,6 +461,38 @@ def test_the_environment_chooses_the_level(wanted):
 
 def _compiler():
     return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+
+
+@at_every_level
+@pytest.mark.parametrize("pooling", ["last", "max", "mean", "concat"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@settings(deadline=None, max_examples=15)
+@given(
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=9), features=st.integers(1, 20), seed=st.integers(0, 99)
+)
+def test_packed_states_pool_as_padded_ones_do(level, pooling, bidirectional, lengths, features, seed):
+    generator = torch.Generator().manual_seed(seed)
+    # Whole numbers: some of a row's largest states are equal.
+    y_BTF = torch.randint(-2, 3, (len(lengths), 7, 2 * features), generator=generator).float().requires_grad_()
+    lengths_B = torch.tensor(lengths)
+    weights = torch.randn(len(lengths), 2 * features * (3 if pooling == "concat" else 1), generator=generator)
+    with using(level):
+        packing = Packing.of(lengths_B, (len(lengths), 7))
+        packed = pool_packed(packing.pack(y_BTF), packing, pooling, bidirectional=bidirectional)
+        (gradient,) = torch.autograd.grad((packed * weights).sum(), y_BTF)
+    padded = pool(y_BTF, lengths_B, pooling, bidirectional=bidirectional)
+    (expected,) = torch.autograd.grad((padded * weights).sum(), y_BTF)
+    torch.testing.assert_close(packed, padded)
+    torch.testing.assert_close(gradient, expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_is_no_number_is_still_none_when_pooled(place):
+    y_NF = torch.ones(3, 1)
+    y_NF[place] = torch.nan
+    packing = Packing.of(torch.tensor([3]), (1, 3))
+    assert pool_packed(y_NF, packing, "max", bidirectional=False).isnan().all()
 
 
 @pytest.mark.skipif(_compiler() is None, reason="no C++ compiler")

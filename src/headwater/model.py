@@ -21,7 +21,7 @@ from headwater.cells.base import State
 from headwater.cells.stack import Layer, RecurrentStack, locked_dropout
 from headwater.config import Config, Fraction
 from headwater.features.text import PAD
-from headwater.native import Packing
+from headwater.native import Packing, pool_packed
 from headwater.registry import name_in
 
 MOST_UNITS = 16_384
@@ -154,6 +154,22 @@ class Encoder(nn.Module, ABC):
             return y_BTH.flatten(0, 1).index_select(0, place_N), place_N
         return self.stack.packed(self._embed_valid(inputs, packing), packing)[0], packing.place_N
 
+    def pooled(self, inputs: Tensor, lengths_B: Tensor, pooling: Pooling) -> Tensor:
+        """Return each row's states summed up as `pool` says; packed ones are never padded.
+
+        Args:
+            inputs: As for `forward`.
+            lengths_B: Valid steps of each row.
+            pooling: How.
+        """
+        bidirectional = self.stack.bidirectional
+        packing = self.stack.plan(lengths_B, inputs.shape)
+        if packing is None:
+            y_BTH, _ = self(inputs, lengths_B)
+            return pool(y_BTH, lengths_B, pooling, bidirectional=bidirectional)
+        y_NH, _ = self.stack.packed(self._embed_valid(inputs, packing), packing)
+        return pool_packed(y_NH.float(), packing, pooling, bidirectional=bidirectional)
+
     def _embed_valid(self, inputs: Tensor, packing: Packing) -> Tensor:
         return self.embed(inputs.flatten(0, 1).index_select(0, packing.place_N), packing)
 
@@ -270,6 +286,16 @@ class NumberEncoder(Encoder):
         return axes if self.input_side else {}
 
 
+class PooledHead(nn.Module, ABC):
+    """A head that reads one vector a row."""
+
+    pooling: Pooling
+
+    @abstractmethod
+    def logits(self, pooled_BF: Tensor) -> Tensor:
+        """Return what the head makes of pooled states."""
+
+
 class SequenceModel(nn.Module):
     """An encoder and a head that reads its states.
 
@@ -285,6 +311,8 @@ class SequenceModel(nn.Module):
 
     def forward(self, inputs: Tensor, lengths_B: Tensor) -> Tensor:
         """Return what the head makes of the states; the inputs are (B, T) or (B, T, C)."""
+        if isinstance(self.head, PooledHead):
+            return self.head.logits(self.encoder.pooled(inputs, lengths_B, self.head.pooling))
         y_BTH, _ = self.encoder(inputs, lengths_B)
         out: Tensor = self.head(y_BTH, lengths_B)
         return out

@@ -107,8 +107,7 @@ class Learner:
 
     def pooled(self, batch: Batch) -> Tensor:
         """Return the pooled states (B, F) of a batch."""
-        y_BTH, _ = self.model.encoder(batch.inputs, batch.lengths_B)
-        return self.head.pooled(y_BTH, batch.lengths_B)
+        return self.model.encoder.pooled(batch.inputs, batch.lengths_B, self.head.pooling)
 
     def gradients(self) -> Weights:
         """Return the gradients of the shared parameters, zero where nothing has depended on one, and clear them."""

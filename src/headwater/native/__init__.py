@@ -6,6 +6,7 @@ the cells run in torch.
 
 from headwater.native.library import LEVELS, OFF, SWITCH, best_level, level, product, usable, using, why
 from headwater.native.packing import Packing
+from headwater.native.pooling import pool_packed
 from headwater.native.recurrent import (
     KINDS,
     GateGradients,
@@ -30,6 +31,7 @@ __all__ = [
     "keeps_gate_gradients",
     "level",
     "linear_cross_entropy",
+    "pool_packed",
     "product",
     "usable",
     "using",

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -104,6 +105,7 @@ constexpr int WIDTH = 16, ROWS = 13;
 #include "products.inc"
 #include "cells.inc"
 #include "softmax.inc"
+#include "pooling.inc"
 #include "step.inc"
 #undef HALF
 }  // namespace
@@ -118,6 +120,7 @@ constexpr int WIDTH = 16, ROWS = 13;
 #include "products.inc"
 #include "cells.inc"
 #include "softmax.inc"
+#include "pooling.inc"
 #include "step.inc"
 }  // namespace
 }  // namespace avx512
@@ -131,6 +134,7 @@ constexpr int WIDTH = 8, ROWS = 6;
 #include "products.inc"
 #include "cells.inc"
 #include "softmax.inc"
+#include "pooling.inc"
 #include "step.inc"
 }  // namespace
 }  // namespace avx2
@@ -145,6 +149,7 @@ constexpr int WIDTH = 4, ROWS = 6;  // NEON, SSE2, or whatever four floats becom
 #include "products.inc"
 #include "cells.inc"
 #include "softmax.inc"
+#include "pooling.inc"
 #include "step.inc"
 }  // namespace
 }  // namespace plain
@@ -205,7 +210,7 @@ extern "C" {
 
 // Told to callers, who have these structures and the entries' arguments in their own words: another number for each
 // change of those.
-ENTRY int headwater_interface() { return 2; }
+ENTRY int headwater_interface() { return 3; }
 ENTRY long headwater_layer_bytes() { return sizeof(Layer); }
 ENTRY long headwater_gradients_bytes() { return sizeof(Gradients); }
 
@@ -232,6 +237,18 @@ ENTRY int headwater_linear_cross_entropy(long rows, long inputs, long classes, l
                                          const float* weight, const float* bias, const long* targets, float* gradient,
                                          double* loss, int half) {
     GUARDED(linear_cross_entropy(rows, inputs, classes, across, x, weight, bias, targets, gradient, loss, half));
+}
+
+// See pooling.inc.
+ENTRY int headwater_pool(long features, long forward, long steps, const long* counts, const long* order, const float* y,
+                         float* last, float* largest, float* mean, long stride, float* ties) {
+    GUARDED(pool(features, forward, steps, counts, order, y, last, largest, mean, stride, ties));
+}
+
+ENTRY int headwater_pool_backward(long features, long forward, long steps, const long* counts, const long* order,
+                                  const float* y, const float* largest, const float* ties, const float* dlast,
+                                  const float* dlargest, const float* dmean, long stride, float* dy) {
+    GUARDED(pool_backward(features, forward, steps, counts, order, y, largest, ties, dlast, dlargest, dmean, stride, dy));
 }
 
 // Floats of a layer's packed weights.

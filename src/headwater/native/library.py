@@ -19,7 +19,7 @@ from headwater.errors import ConfigError
 SWITCH = "HEADWATER_KERNELS"
 """The environment variable that forces a level, or `off`."""
 OFF = "off"
-_INTERFACE = 2
+_INTERFACE = 3
 """What `headwater_interface` answers in a library whose entries take what is given here."""
 LEVELS = ("plain", "avx2", "avx512", "avx512_bf16")
 """The instruction sets, from the plainest; on ARM the compiler makes NEON of the plain one."""
@@ -134,6 +134,8 @@ def _library() -> ctypes.CDLL | None:
         *(pointer, number, number),
     ]
     library.headwater_linear_cross_entropy.argtypes = [*[size] * 4, *[pointer] * 6, number]
+    library.headwater_pool.argtypes = [*[size] * 3, *[pointer] * 6, size, pointer]
+    library.headwater_pool_backward.argtypes = [*[size] * 3, *[pointer] * 8, size, pointer]
     library.headwater_plan.argtypes = [pointer, size, size, *[pointer] * 6]
     library.headwater_plan.restype = size
     library.headwater_step_floats.argtypes = [size, size, size]

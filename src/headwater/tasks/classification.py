@@ -18,7 +18,7 @@ from headwater.data.batches import Batch
 from headwater.data.examples import Examples
 from headwater.inference import BATCH, Runner, run_all
 from headwater.metrics import ClassificationCounts
-from headwater.model import Encoder, Pooling, SequenceModel, pool
+from headwater.model import Encoder, PooledHead, Pooling, SequenceModel, pool
 from headwater.tasks.base import Task
 
 
@@ -51,12 +51,12 @@ class Classification(Task):
         return ClassificationCounts.of(class_probabilities(model, examples, batch_size), examples.targets_N)
 
 
-class PooledLinear(nn.Module):
+class PooledLinear(PooledHead):
     """Pool the valid states, then one linear layer: logits (B, K)."""
 
     def __init__(self, encoder: Encoder, classes: int, pooling: Pooling, dropout: float) -> None:
         super().__init__()
-        self.pooling: Pooling = pooling
+        self.pooling = pooling
         self.bidirectional = encoder.stack.bidirectional
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(encoder.output_size * (3 if pooling == "concat" else 1), classes)
@@ -106,8 +106,8 @@ def pooled_states(model: SequenceModel, examples: Examples, batch_size: int = BA
     @torch.inference_mode()
     def run(inputs: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
         lengths = torch.from_numpy(lengths_B).to(device)
-        y_BTH, _ = model.encoder(torch.from_numpy(inputs).to(device), lengths)
-        pooled_BF: np.ndarray = head.pooled(y_BTH, lengths).double().cpu().numpy()
-        return pooled_BF
+        pooled_BF = model.encoder.pooled(torch.from_numpy(inputs).to(device), lengths, head.pooling)
+        as_read_BF: np.ndarray = pooled_BF.double().cpu().numpy()
+        return as_read_BF
 
     return run_all(run, examples, batch_size)

@@ -52,8 +52,7 @@ class ShrunkClassification(Classification):
         """Return the mean cross entropy and the shrinkage."""
         head = model.head
         assert isinstance(head, PooledLinear)  # noqa: S101 - what this task's models have
-        y_BTH, _ = model.encoder(batch.inputs, batch.lengths_B)
-        pooled_BF = head.pooled(y_BTH, batch.lengths_B)
+        pooled_BF = model.encoder.pooled(batch.inputs, batch.lengths_B, head.pooling)
         loss = F.cross_entropy(head.logits(pooled_BF).float(), batch.targets_B)
         # A frozen encoder can't follow, a broken one is told; of one row the smallest is the largest, too.
         if not (pooled_BF.requires_grad and loss.isfinite() and len(pooled_BF) > 1):
