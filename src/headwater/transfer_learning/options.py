@@ -46,7 +46,8 @@ class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, Trai
 
     task: Literal["classification", "language_modeling"] = "classification"
     """What to learn from the target: `classification`, or `language_modeling`, which makes a language model of the
-    target's text from one of another text (Howard and Ruder 2018, section 3.2) and needs no labels."""
+    target's text from one of another text (Howard and Ruder 2018, section 3.2) and needs no labels; where there are
+    some, they decide which rows are held out, so that these are those of a classifier."""
     method: Annotated[str, name_in("headwater.transfer_methods", METHODS, AUTO)] = "finetune"
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers),
@@ -143,7 +144,7 @@ class TransferOptions(TaskOptions, DropoutChanges, LanguageModelingOptions, Trai
         unread |= {} if self.balance == "gradnorm" else {"gradnorm_alpha": "with --balance gradnorm"}
         unread |= {"weight_decay": "without --l2-sp"} if self.l2_sp and not self.control else {}
         if self.task == "language_modeling":
-            unread |= dict.fromkeys(("label", "bss", "control_seeds"), "with --task classification")
+            unread |= dict.fromkeys(("bss", "control_seeds"), "with --task classification")
             unread |= {} if self.bptt else dict.fromkeys(("ar", "tar"), "with --bptt")
         else:
             unread |= dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")
