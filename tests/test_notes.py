@@ -48,7 +48,7 @@ from headwater.transfer_learning.options import TransferOptions
         (TransferOptions, {"l2_sp": 0.3, "l2_sp_head": 0.3}, [], ""),
         (TransferOptions, {"bptt": 70, "ar": 2.0}, ["ar", "bptt"], "--task language_modeling"),
         (TransferOptions, {"task": "language_modeling", "tar": 1.0}, ["tar"], "with --bptt"),
-        (TransferOptions, {"task": "language_modeling", "label": "x", "bss": 1}, ["bss", "label"], "classification"),
+        (TransferOptions, {"task": "language_modeling", "label": "x", "bss": 1}, ["bss"], "classification"),
         (TransferOptions, {"task": "language_modeling", "bptt": 70, "tar": 1.0}, [], ""),
         (TransferOptions, {"lm_data": "x", "lm_text": "y"}, ["lm-data", "lm-text"], "with --lm-weight"),
         (TransferOptions, {"lm_weight": 1, "lm_text": "y", "balance": "pcgrad"}, ["lm-text"], "with --lm-data"),

@@ -89,9 +89,9 @@ def run_stage(
     asked = {k: v for k, v in options.model_dump(mode="json").items() if k not in options.no_result}
     asked |= {"verb": verb, "checkpoint": source.identity if source else None}
     with output_errors(options.out):
-        done = _finished(options, asked)
-    if done:
-        return done
+        if done := finished(options):
+            _check_same(done, options, asked)
+            return done
     device = set_device(options)
     partial = options.out.with_name(options.out.name + ".partial")
     started, clock = datetime.now(UTC), time.perf_counter()
@@ -191,8 +191,12 @@ def _publish(out: Path, partial: Path, record: StageRecord, outcome: Outcome) ->
     (out / _RUN_FILE).unlink()
 
 
-def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
-    """Return the record of a run that is complete already, if resuming; refuse any other content."""
+def finished(options: RunOptions) -> StageRecord | None:
+    """Return the record of what is complete already, to be kept if resuming; refuse any other content.
+
+    Raises:
+        OutputError: The folder can't be written, or it isn't to be.
+    """
     out = options.out
     if not out.name:
         raise OutputError(f"--out {out}: a stage makes a new folder; give it a name, such as {out / 'model'}")
@@ -205,6 +209,12 @@ def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
     record = StageRecord.load(out)
     if not options.resume:
         raise OutputError(f"{out} already holds the result of a {record.verb!r}: choose another --out, or delete it")
+    return record
+
+
+def _check_same(record: StageRecord, options: RunOptions, asked: dict[str, Any]) -> None:
+    """Refuse to keep what was made with other options or from other files."""
+    out = options.out
     stored = {k: v for k, v in record.config.items() if k not in options.no_result}
     stored |= {"verb": record.verb, "checkpoint": record.parents[0].identity if record.parents else None}
     _same(stored, asked, out)
@@ -214,7 +224,6 @@ def _finished(options: RunOptions, asked: dict[str, Any]) -> StageRecord | None:
             raise ConfigError(
                 f"the content of {option} isn't what {out} was made from: choose another --out, or delete it"
             )
-    return record
 
 
 def _contents(options: RunOptions) -> dict[tuple[str, str], str]:

@@ -33,8 +33,9 @@ def paired_bootstrap(correct_a: ArrayLike, correct_b: ArrayLike, *, samples: int
     significance tests for machine translation evaluation", 2004). The interval says how far other rows of the
     same kind could move the difference, and with several seeds how far other seeds could too. Those are too few to
     draw from: each draw is moved by a deviate of Student's t with S - 1 degrees of freedom, times the standard error
-    that the seeds' differences have beyond the rows' noise (rows and seeds are crossed random effects: Clark, "The
-    language-as-fixed-effect fallacy", 1973; the part that belongs to the seeds is that of the analysis of variance).
+    of the mean over the seeds, as in a t-test (rows and seeds are crossed random effects: Clark, "The
+    language-as-fixed-effect fallacy", 1973). What differs by row and seed at once is in that error, so the rows' draws
+    are drawn together until they have only the spread that the rows have by themselves (analysis of variance).
     Of a single seed nothing is known but the rows.
 
     Args:
@@ -61,10 +62,13 @@ def paired_bootstrap(correct_a: ArrayLike, correct_b: ArrayLike, *, samples: int
     values, counts = np.unique(difference_SN.mean(axis=0), return_counts=True)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(rows, counts / rows, size=samples) @ values / rows
+    mean = float(difference_SN.mean())
     if seeds > 1:
-        draws += _error_of_seeds(difference_SN) * rng.standard_t(seeds - 1, size=samples)
+        error = difference_SN.mean(axis=1).std(ddof=1) / np.sqrt(seeds)
+        share = _share_of_rows(difference_SN)
+        draws = share * draws + (1 - share) * mean + error * rng.standard_t(seeds - 1, size=samples)
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(mean=float(difference_SN.mean()), low=float(low), high=float(high))
+    return Interval(mean=mean, low=float(low), high=float(high))
 
 
 def _by_seed(correct: ArrayLike) -> NDArray[np.float64]:
@@ -74,13 +78,14 @@ def _by_seed(correct: ArrayLike) -> NDArray[np.float64]:
     return np.atleast_2d(scores)
 
 
-def _error_of_seeds(difference_SN: NDArray[np.float64]) -> float:
-    """Return the standard error of the mean over seeds, without what the rows' noise gives it."""
-    seeds, rows = difference_SN.shape
+def _share_of_rows(difference_SN: NDArray[np.float64]) -> float:
+    """Return how much of the spread of the rows' means over the seeds other seeds would show too, from 0 to 1."""
+    seeds = len(difference_SN)
     by_seed_S1, by_row_1N = difference_SN.mean(axis=1, keepdims=True), difference_SN.mean(axis=0, keepdims=True)
     rest_SN = difference_SN - by_seed_S1 - by_row_1N + difference_SN.mean()
-    noise = float((rest_SN**2).sum()) / ((seeds - 1) * max(1, rows - 1)) / rows
-    return float(np.sqrt(max(0.0, float(by_seed_S1.var(ddof=1)) - noise) / seeds))
+    noise = float((rest_SN**2).sum()) / (seeds - 1) / seeds
+    spread = float(((by_row_1N - difference_SN.mean()) ** 2).sum())
+    return float(np.sqrt(max(0.0, 1.0 - noise / spread))) if spread else 1.0
 
 
 def verdict(interval: Interval) -> str:

@@ -5,8 +5,11 @@ Howard and Ruder 2018, arXiv:1801.06146, section 3.2. The outcome is a language 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from headwater.checkpoint import Checkpoint
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, DataError
+from headwater.fitting import Splits, read_splits
 from headwater.transfer_learning.options import SCRATCH, TransferOptions
 
 LANGUAGE_MODELING = "language_modeling"
@@ -33,3 +36,16 @@ def check_source(source: Checkpoint, options: TransferOptions) -> None:
 def has_decoder(source: Checkpoint) -> bool:
     """Return whether the source predicts tokens."""
     return bool(source.config.task["name"] == LANGUAGE_MODELING)
+
+
+def text_splits(options: TransferOptions) -> Splits:
+    """Read the target's rows without their labels, chosen and held out as a classifier's where they could be its own.
+
+    So a classifier that follows on the same rows is measured on texts that the language model hasn't read either.
+    """
+    try:
+        splits = read_splits(options, options.seed)
+    except DataError:  # of the labels, or else it comes again
+        return read_splits(options, options.seed, labelled=False)
+    train, valid, test = (replace(rows, labels=[]) for rows in (splits.train, splits.valid, splits.test))
+    return replace(splits, train=train, valid=valid, test=test, labels=(), file_labels=[])

@@ -48,7 +48,8 @@ class TransferOptions(
 
     task: Literal["classification", "language_modeling"] = "classification"
     """What to learn from the target: `classification`, or `language_modeling`, which makes a language model of the
-    target's text from one of another text (Howard and Ruder 2018, section 3.2) and needs no labels."""
+    target's text from one of another text (Howard and Ruder 2018, section 3.2) and needs no labels; where there are
+    some, they decide which rows are held out, so that these are those of a classifier."""
     method: Annotated[str, name_in("headwater.transfer_methods", METHODS, AUTO)] = "finetune"
     """`scratch` (the control: same shape, nothing carried over), `init` (start from the source's weights),
     `features` (frozen encoder, shallow classifier), `finetune` (gradual unfreezing, smaller rates for lower layers),
@@ -152,7 +153,7 @@ class TransferOptions(
         else:
             unread |= dict.fromkeys(("text", "tokenizer", "source_text", "embedding_dropout"), "without --values")
         if self.task == "language_modeling":
-            unread |= dict.fromkeys(("label", "bss", "control_seeds"), "with --task classification")
+            unread |= dict.fromkeys(("bss", "control_seeds"), "with --task classification")
             unread |= {} if self.bptt else dict.fromkeys(("ar", "tar"), "with --bptt")
         else:
             unread |= dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")

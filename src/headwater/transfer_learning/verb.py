@@ -12,7 +12,7 @@ from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.choice import choose_method
 from headwater.transfer_learning.control import announce, compare_with_scratch, evaluate
 from headwater.transfer_learning.job import Job, feature_options, make_job
-from headwater.transfer_learning.language_model import LANGUAGE_MODELING, check_source
+from headwater.transfer_learning.language_model import LANGUAGE_MODELING, check_source, text_splits
 from headwater.transfer_learning.multitask import check_tasks
 from headwater.transfer_learning.options import AUTO, SCRATCH, TransferOptions
 
@@ -39,7 +39,7 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
         check_source(source, options)
     check_tasks(source, options)
     features = feature_options(source, options)
-    splits = read_splits(options, options.seed, labelled=not language, features=features)
+    splits = text_splits(options) if language else read_splits(options, options.seed, features=features)
     notes: list[str] = []
     if options.method == AUTO:
         method, notes = choose_method(source, splits, options, workspace)
