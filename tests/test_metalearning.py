@@ -257,7 +257,7 @@ def test_held_out_classes_are_never_learned_from(place):
 def test_the_vocabulary_is_that_of_the_tasks_learned_from(tmp_path):
     rows = toy_rows(120, clients=3)
     texts = [f"{text} only{client}" for text, client in zip(rows.texts, rows.clients, strict=True)]
-    write_csv(tmp_path / "rows.csv", replace(rows, texts=texts))
+    write_csv(tmp_path / "rows.csv", replace(rows, inputs=texts))
     options = MetalearnOptions(
         **SMALL, tasks="client", data=str(tmp_path / "rows.csv"), held_tasks="c1", out=tmp_path / "m"
     )

@@ -33,7 +33,7 @@ def texts(tmp_path_factory):
     write_csv(folder / "source.csv", toy_rows(240, seed=1))
     for name, count, seed in (("target", 240, 2), ("test", 60, 3)):
         rows = toy_rows(count, seed=seed)
-        write_csv(folder / f"{name}.csv", replace(rows, texts=[text.replace("film", "Novel") for text in rows.texts]))
+        write_csv(folder / f"{name}.csv", replace(rows, inputs=[text.replace("film", "Novel") for text in rows.texts]))
     return folder
 
 

