@@ -141,8 +141,7 @@ def test_a_model_with_adapters_is_exported(cell, bidirectional, stored):
     built = target.build(checkpoint.config, checkpoint.tensors)
     for settings in target.variants(checkpoint.config).values():
         run = target.open(built, settings, 1)
-        size = checkpoint.config.vocabulary_size
-        assert verify(run, torch_runner(checkpoint.model()), size, tolerance=1e-5).passed, settings
+        assert verify(run, torch_runner(checkpoint.model()), checkpoint.featurizer, tolerance=1e-5).passed, settings
 
 
 def adapted_config(adapters, **encoder):
