@@ -41,10 +41,9 @@ class PretrainOptions(
 
     def unread(self) -> dict[str, str]:
         """A language model has no labels and pools nothing; a single layer has nothing between layers."""
-        unread = {"hidden_dropout": "with --layers 2 or more"} if self.layers == 1 else {}
+        unread = super().unread() | ({"hidden_dropout": "with --layers 2 or more"} if self.layers == 1 else {})
         if self.task == "language_modeling":
-            unread |= dict.fromkeys(("label", "pooling"), "with --task classification")
-            return unread if self.bptt else unread | dict.fromkeys(("ar", "tar"), "with --bptt")
+            return unread | dict.fromkeys(("label", "pooling"), "with --task classification")
         return unread | dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")
 
 
