@@ -309,15 +309,21 @@ def test_tasks_are_balanced_in_bfloat16(balance, data, one_way, tmp_path):
 
 @pytest.mark.parametrize("balance", sorted(BALANCERS))
 def test_what_is_frozen_keeps_its_bits_and_the_rest_learns_whatever_the_balance(balance, data, one_way, tmp_path):
-    for freeze in ("encoder", "embedding"):
-        given = {"balance": balance, "lm_weight": 0.1, "l2_sp": 0.1, "freeze": freeze, "epochs": 1}
-        made = transfer(one_way, several(data, tmp_path / freeze, **given)).tensors
-        before = one_way.weights()
-        embedding, layer = "encoder.embedding.weight", "encoder.stack.layers.0.fwd.weight_hh"
-        assert torch.equal(made[embedding][: len(before[embedding])], before[embedding])
-        assert torch.equal(made[layer], before[layer]) == (freeze == "encoder")
-    if balance == "pcgrad":
-        assert any("0.0% of 0 pairs" in note for note in StageRecord.load(tmp_path / "encoder").notes)
+    given = {"balance": balance, "lm_weight": 0.1, "l2_sp": 0.1, "freeze": "embedding", "epochs": 1}
+    made = transfer(one_way, several(data, tmp_path / "t", **given)).tensors
+    before = one_way.weights()
+    embedding, layer = "encoder.embedding.weight", "encoder.stack.layers.0.fwd.weight_hh"
+    assert torch.equal(made[embedding][: len(before[embedding])], before[embedding])
+    assert not torch.equal(made[layer], before[layer])
+
+
+@pytest.mark.parametrize(
+    "given", [{"method": "multitask", "source_data": "x"}, {"lm_weight": 1.0}, {"method": "auto", "source_data": "x"}]
+)
+def test_a_frozen_encoder_learns_nothing_from_other_tasks(given):
+    with pytest.raises(ConfigError, match="freeze = 'encoder' keeps what the tasks share as it is"):
+        TransferOptions(data="x", out="y", freeze="encoder", **given)
+    TransferOptions(data="x", out="y", freeze="encoder", **given | {"method": "lora"})
 
 
 # Options

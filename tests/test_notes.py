@@ -56,6 +56,24 @@ from headwater.transfer_learning.options import TransferOptions
         (TransferOptions, {"method": "features", "lm_weight": 1}, ["lm-weight"], "init or finetune or multitask"),
         (TransferOptions, {"lm_weight": 1, "gradnorm_alpha": 1}, ["gradnorm-alpha"], "with --balance gradnorm"),
         (TransferOptions, {"method": "features", "patience": 3}, [], ""),  # its default: nothing was expected of it
+        (
+            TransferOptions,
+            {"task": "language_modeling", "vat": 1, "lm_weight": 1},
+            ["lm-weight", "vat"],
+            "classification",
+        ),
+        (
+            TransferOptions,
+            {"freeze": "encoder", "bss": 1, "lr_decay": 2},
+            ["bss", "lr-decay"],
+            "without --freeze encoder",
+        ),
+        (
+            TransferOptions,
+            {"method": "lora", "l2_sp": 1, "weight_decay": 1, "control": False},
+            ["l2-sp"],
+            "--method init",
+        ),
         (FederateOptions, {"delta": 1e-5, "update_clip": 1.0}, ["delta", "update-clip"], "with --epsilon only"),
         (FederateOptions, {"delta": 1e-5, "epsilon": 1.0, "aggregator": "mean"}, [], ""),
         (FederateOptions, {"client": "c", "clients": 9}, ["clients"], "without --client"),
@@ -74,7 +92,12 @@ from headwater.transfer_learning.options import TransferOptions
             ["adapt-steps", "clip"],
             "fomaml only",
         ),
-        (TransferOptions, {"method": "prototypes", "lr": 0.1, "head": "new"}, ["head", "lr"], "with --method"),
+        (
+            TransferOptions,
+            {"method": "prototypes", "lr": 0.1, "head": "new", "control": False},
+            ["head", "lr"],
+            "with --method",
+        ),
         (MeasureOptions, {"text": "review"}, ["text"], "with --data only"),
     ],
 )

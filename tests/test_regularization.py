@@ -107,6 +107,18 @@ def test_the_pull_to_the_source_takes_the_place_of_the_one_to_zero(data, source,
     assert any(note.startswith("--weight-decay was ignored") for note in notes)
 
 
+@pytest.mark.parametrize("method", ["lora", "adapters"])
+def test_without_the_pull_to_the_source_weights_decay_as_ever(method, data, source, tmp_path):
+    one, other = (
+        transfer(
+            source,
+            options(data, tmp_path / str(pull), method=method, rank=2, l2_sp=pull, weight_decay=0.3, epochs=1),
+        )
+        for pull in (0.0, 0.1)
+    )
+    assert one.identity == other.identity
+
+
 def test_a_single_row_has_no_spectrum_to_shrink(data, source, tmp_path):
     with_it, without = (
         transfer(source, options(data, tmp_path / str(eta), method="init", bss=eta, batch_size=1, epochs=1, rows=12))

@@ -76,7 +76,6 @@ FROZEN = [
     ("features", "none"),
     ("init", "encoder"),
     ("finetune", "encoder"),
-    ("multitask", "encoder"),
     ("prototypes", "none"),
 ]
 

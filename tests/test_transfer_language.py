@@ -90,6 +90,18 @@ def test_the_outcome_is_a_language_model_that_beats_the_unigrams(method, bptt, t
     assert generate(made, GenerateOptions(prompt="scene0", length=3))[0].startswith("scene0")
 
 
+def test_what_is_made_for_classifiers_leaves_a_language_model_as_it_is(texts, lm, tmp_path):
+    plain, asked = (
+        transfer(
+            lm, options(texts, tmp_path / str(weight), method="init", epochs=1, bptt=8, vat=weight, lm_weight=weight)
+        )
+        for weight in (0.0, 1.0)
+    )
+    assert same_bits(plain.tensors, asked.tensors)
+    ignored = {note.split()[0] for note in StageRecord.load(tmp_path / "1.0").notes if "was ignored" in note}
+    assert ignored == {"--vat", "--lm-weight"}
+
+
 def test_the_decoder_and_its_bias_are_carried_over(texts, lm, tmp_path):
     job = job_of(lm, options(texts, tmp_path / "t", method="init"))
     old, new = lm.weights(), dict(job.model.named_parameters())
@@ -196,7 +208,9 @@ def test_the_tuned_model_becomes_a_classifier(data, texts, lm, tmp_path):
 
 @pytest.mark.parametrize("method", ["auto", "features", "multitask"])
 def test_methods_that_make_classifiers_are_refused_before_anything_is_read(method):
-    with pytest.raises(ConfigError, match=f"method = '{method}' makes classifiers.*finetune, init, lora or scratch"):
+    with pytest.raises(
+        ConfigError, match=f"method = '{method}' makes classifiers.*finetune, init, lora, adapters or scratch"
+    ):
         TransferOptions.parse({"data": "nowhere.csv", "out": "t", "method": method, "task": "language_modeling"})
 
 

@@ -286,7 +286,7 @@ def test_rows_without_labels_are_read_too(data, source, tmp_path):
     )
     assert not same_bits(plain.tensors, wider.tensors)
     uses = [(use.role, use.path, use.rows) for use in StageRecord.load(tmp_path / "b").data]
-    assert ("train", more, 50) in uses
+    assert ("unlabelled", more, 50) in uses
     given = options(data, tmp_path / "b", method="init", epochs=1, vat=1.0, vat_data=more, resume=True)
     assert transfer(source, given).identity == wider.identity
     write_csv(tmp_path / "more.csv", toy_rows(50, seed=12))

@@ -57,7 +57,9 @@ class Lineage(Record):
             lines += ["", f"Labels: {', '.join(labels)}."]
         lines += ["", "| stage | method | seed | trained on | figures |", "| --- | --- | --- | --- | --- |"]
         for stage in self.stages:
-            data = ", ".join(f"{use.path} ({use.rows:,} rows)" for use in stage.data if use.role == "train")
+            data = ", ".join(
+                f"{use.path} ({use.rows:,} rows)" for use in stage.data if use.role in ("train", "unlabelled")
+            )
             figures = "; ".join(
                 f"{where}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items())
                 for where, values in stage.metrics.items()

@@ -40,7 +40,7 @@ class NewModelOptions(DropoutOptions, EncoderOptions, TextOptions, WindowOptions
 
         A single layer has nothing between layers.
         """
-        unread = {"hidden_dropout": "with --layers 2 or more"} if self.layers == 1 else {}
+        unread = super().unread() | ({"hidden_dropout": "with --layers 2 or more"} if self.layers == 1 else {})
         if self.values is None:
             return unread | dict.fromkeys((*WindowOptions.model_fields, "projection"), "with --values")
         unread |= dict.fromkeys({*TextOptions.model_fields} - {"max_length"}, "without --values")

@@ -47,11 +47,9 @@ class PretrainOptions(
 
     def unread(self) -> dict[str, str]:
         """A language model has no labels and pools nothing; word vectors are for tokens."""
-        unread = NewModelOptions.unread(self)
-        unread |= {} if self.values is None else {"vectors": "without --values"}
+        unread = super().unread() | ({} if self.values is None else {"vectors": "without --values"})
         if self.task == "language_modeling":
-            unread |= dict.fromkeys(("label", "pooling"), "with --task classification")
-            return unread if self.bptt else unread | dict.fromkeys(("ar", "tar"), "with --bptt")
+            return unread | dict.fromkeys(("label", "pooling"), "with --task classification")
         return unread | dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")
 
 

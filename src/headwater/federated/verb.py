@@ -36,6 +36,7 @@ from headwater.weights import Weights, load_weights, weights_of
 from headwater.workers import can_fork
 
 _SIMULATED = "A simulation: the noise comes from the seed, and the figures of each round are not noised."
+_LEARNED = ("train", "source", "unlabelled")
 _SEEN = (
     "An earlier stage of this model has learned from the same file of rows, all in one place and without noise: what "
     "is said of the clients' rows staying home, and of privacy, holds for this stage only."
@@ -235,7 +236,7 @@ class _Federation:
 
     def seen_before(self) -> bool:
         """Return whether an earlier stage of the model has already learned from the clients' file."""
-        uses = [use for stage in self.source.lineage.stages for use in stage.data if use.role in ("train", "source")]
+        uses = [use for stage in self.source.lineage.stages for use in stage.data if use.role in _LEARNED]
         return any(use.sha256 == self.population.train.sha256 for use in uses)
 
 

@@ -40,7 +40,7 @@ class MetalearnOptions(AdaptOptions, EpisodeOptions, NewModelOptions, RunOptions
         """Class means take no steps."""
         adapts = self.method not in METHODS or self.method in ADAPTING
         without = {} if adapts else dict.fromkeys(AdaptOptions.model_fields, f"with --method {' or '.join(ADAPTING)}")
-        return NewModelOptions.unread(self) | super().unread() | without
+        return super().unread() | without
 
     def notes_from_checkpoint(self) -> list[str]:
         """Return a sentence for each option that says what a new model is like, though there is a checkpoint."""

@@ -47,6 +47,10 @@ class LanguageModelingOptions(Config):
     """Temporal activation regularization over streams: times the mean square of what a step changes in the state. The
     paper takes 1."""
 
+    def unread(self) -> dict[str, str]:
+        """Rows apart are not regularized."""
+        return super().unread() | ({} if self.bptt else dict.fromkeys(("ar", "tar"), "with --bptt"))
+
 
 class LanguageModeling(LanguageModelingOptions, Task):
     """Next-token prediction within each row, which begins with ``<bos>`` and ends with ``<eos>``."""

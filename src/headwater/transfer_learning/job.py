@@ -86,13 +86,13 @@ class Job:
     def fit(
         self,
         groups: Sequence[ParameterGroup] = (ParameterGroup(("",)),),
-        others: Sequence[Objective] = (),
+        anchors: Sequence[Objective] = (),
         trained: nn.Module | None = None,
         together: Callable[[Objective], Sequence[Objective]] = lambda own: [own],
     ) -> FitResult:
-        """Fit the model to the target's rows; a pull to the source takes the place of the one to zero."""
+        """Fit the model to the target's rows; anchors take the place of the pull to zero."""
         options = self.options.only(TrainOptions)
-        if self.options.l2_sp and self.carried:
+        if anchors:
             options = options.model_copy(update={"weight_decay": 0.0})
         return fit_task(
             self.model,
@@ -104,7 +104,7 @@ class Job:
             part=self.part,
             seed=self.options.seed,
             groups=groups,
-            others=[*others, *self.smoothness()],
+            others=[*anchors, *self.smoothness()],
             trained=trained,
             together=together,
         )
@@ -127,12 +127,12 @@ class Job:
     def smoothness(self) -> list[Objective]:
         """Return virtual adversarial training, if it is asked for, on the target's rows and on others beside them."""
         options = self.options
-        if not options.vat:
+        if not options.vat or not self.splits.labels:
             return []
         rows = list(self.splits.train.inputs)
         if options.vat_data:
             more = self.read_more(options.vat_data, text=options.text)
-            self.source_uses.append(more.use("train"))
+            self.source_uses.append(more.use("unlabelled"))
             rows += more.inputs
         examples = Examples(self.featurizer.encode_all(rows))
         return [VirtualAdversarial(self.model, examples, options, self.workspace.device)]

@@ -77,9 +77,9 @@ def source_tasks(job: Job) -> list[TaskBeside]:
 
 
 def language_model(job: Job) -> list[TaskBeside]:
-    """Return the language model of `--lm-weight`, if it is asked for; of a source that is one it has the head too."""
+    """Return the language model of `--lm-weight` beside a classifier; of a source that is one it has the head too."""
     options = job.options
-    if not options.lm_weight:
+    if not options.lm_weight or not job.splits.labels:
         return []
     rows = job.splits.train
     if options.lm_data:

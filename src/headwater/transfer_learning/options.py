@@ -19,7 +19,8 @@ from headwater.transfer_learning.balancing import BALANCERS
 from headwater.transfer_learning.task_options import TaskOptions
 
 AUTO, SCRATCH = "auto", "scratch"
-_VAT = ("vat", "vat_radius", "vat_data")
+_STARTED = ("init", "finetune", "multitask")
+"""The methods whose whole model goes on learning from the source's weights."""
 
 
 class DropoutChanges(Config):
@@ -41,8 +42,32 @@ class DropoutChanges(Config):
         return source.model_copy(update=self.only(DropoutChanges).model_dump(exclude_none=True))
 
 
+class VirtualAdversarialOptions(Config):
+    """Predictions that are to stay as they are where the input moves; see `virtual_adversarial`."""
+
+    vat: Annotated[float, Field(ge=0.0)] = 0.0
+    """Virtual adversarial training: this times the divergence of the predictions where the embedded tokens, or the
+    numbers, move in the direction that changes them most (Miyato et al. 2016, who take 1); 0 is without."""
+    vat_radius: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 5.0
+    """How far all tokens or steps of a row move together, in standard deviations of the numbers that are moved."""
+    vat_data: str | None = None
+    """More rows for `--vat`, which needs no labels: a file with a column named as `--text` (of numbers, with
+    `--values`), or `card:NAME/SPLIT`."""
+
+    def unread(self) -> dict[str, str]:
+        """Without its weight nothing else is read."""
+        return super().unread() | ({} if self.vat else dict.fromkeys(("vat_radius", "vat_data"), "with --vat"))
+
+
 class TransferOptions(
-    TaskOptions, DropoutChanges, LanguageModelingOptions, TrainOptions, WindowOptions, DataOptions, RunOptions
+    TaskOptions,
+    VirtualAdversarialOptions,
+    DropoutChanges,
+    LanguageModelingOptions,
+    TrainOptions,
+    WindowOptions,
+    DataOptions,
+    RunOptions,
 ):
     """Options of `transfer`."""
 
@@ -91,14 +116,6 @@ class TransferOptions(
     """Units of each bottleneck of `adapters` (Houlsby et al. 2019)."""
     adapter_layers: str = "all"
     """Layers that `adapters` puts a bottleneck behind: their numbers, from 1, with commas between; or `all`."""
-    vat: Annotated[float, Field(ge=0.0)] = 0.0
-    """Virtual adversarial training: this times the divergence of the predictions where the embedded tokens, or the
-    numbers, move in the direction that changes them most (Miyato et al. 2016, who take 1); 0 is without."""
-    vat_radius: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 5.0
-    """How far all tokens or steps of a row move together, in standard deviations of the numbers that are moved."""
-    vat_data: str | None = None
-    """More rows for `--vat`, which needs no labels: a file with a column named as `--text` (of numbers, with
-    `--values`), or `card:NAME/SPLIT`."""
     head: Literal["auto", "new", "source"] = "auto"
     """Whether to keep the source's head; `auto` keeps it if the target has the same labels, and a language model's
     decoder."""
@@ -114,57 +131,78 @@ class TransferOptions(
         if self.task == "language_modeling" and self.method in (AUTO, "features", "multitask", "prototypes"):
             raise ConfigError(
                 f"method = {self.method!r} makes classifiers: for --task language_modeling give --method finetune, "
-                "init, lora or scratch"
+                "init, lora, adapters or scratch"
             )
         if self.task == "language_modeling" and self.values is not None:
             raise ConfigError("task = 'language_modeling' predicts tokens, and numbers have none: leave --values out")
         return self
 
     def unread(self) -> dict[str, str]:
-        """Each method reads its own options, `auto` those of all it tries; what a plug-in's reads isn't known."""
+        """What other options, the task or the method leave without effect; of a plug-in's method that isn't known."""
         if self.method not in (*METHODS, AUTO):
             return {}
-        trained = ("scratch", "init", "finetune", "multitask", "lora", "adapters")
-        readers = [
-            (() if self.control else (*TrainOptions.model_fields, *DropoutChanges.model_fields, *_VAT), trained),
-            (("control_seeds",), tuple(name for name in METHODS if name != SCRATCH)),
-            (("head", "bss"), ("init", "finetune", "multitask", "lora", "adapters")),
-            (("freeze", "l2_sp", "l2_sp_head"), ("init", "finetune", "multitask")),
-            (("unfreeze", "probe_share", "lr_decay"), ("finetune",)),
-            (("rank", "lora_alpha", "lora_targets"), ("lora",)),
-            (("bottleneck", "adapter_layers"), ("adapters",)),
-            (("source_data", "source_text", "source_label", "source_weight"), ("multitask",)),
-            (("lm_weight", "lm_data", "lm_text"), ("init", "finetune", "multitask")),
-            (
-                ("balance", "gradnorm_alpha", "task_temperature"),
-                ("init", "finetune", "multitask") if self.lm_weight else ("multitask",),
-            ),
-        ]
+        return super().unread() | self._unread_beside() | self._unread_by_task() | self._unread_by_method()
+
+    def _unread_beside(self) -> dict[str, str]:
         unread = {} if self.unfreeze == "probe_first" else {"probe_share": "with --unfreeze probe_first"}
         unread |= {} if self.l2_sp else {"l2_sp_head": "with --l2-sp"}
-        unread |= {} if self.vat else dict.fromkeys(_VAT[1:], "with --vat")
         unread |= {} if self.control else {"control_seeds": "with --control"}
-        unread |= {} if self.lm_data else {"lm_text": "with --lm-data"}
-        unread |= {} if self.lm_weight else dict.fromkeys(("lm_data", "lm_text"), "with --lm-weight")
-        unread |= {} if self.balance == "gradnorm" else {"gradnorm_alpha": "with --balance gradnorm"}
-        unread |= {"weight_decay": "without --l2-sp"} if self.l2_sp and not self.control else {}
         if self.values is None:
             unread |= dict.fromkeys(WindowOptions.model_fields, "with --values")
         else:
             unread |= dict.fromkeys(("text", "tokenizer", "source_text", "embedding_dropout"), "without --values")
+        if self.freeze == "encoder":
+            unread |= dict.fromkeys(("unfreeze", "probe_share", "lr_decay"), "without --freeze encoder")
+            unread |= {"bss": "without --freeze encoder"} if self.method in _STARTED else {}
+        held = self.l2_sp and self.method in _STARTED
+        return unread | ({"weight_decay": "without --l2-sp"} if held and not self._has_twin else {})
+
+    def _unread_by_task(self) -> dict[str, str]:
         if self.task == "language_modeling":
-            unread |= dict.fromkeys(("bss", "control_seeds"), "with --task classification")
-            unread |= {} if self.bptt else dict.fromkeys(("ar", "tar"), "with --bptt")
-        else:
-            unread |= dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")
+            groups = (*TaskOptions.model_fields, *VirtualAdversarialOptions.model_fields)
+            return dict.fromkeys(("bss", "control_seeds", *groups), "with --task classification")
+        return dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")
+
+    def _unread_by_method(self) -> dict[str, str]:
+        """Each method reads its own options, `auto` those of all it tries, and a twin those of a training."""
+        of_training = (TrainOptions, DropoutChanges, VirtualAdversarialOptions)
+        trained = () if self._has_twin else tuple(name for group in of_training for name in group.model_fields)
+        readers = [
+            (trained, ("scratch", *_STARTED, "lora", "adapters")),
+            (("control_seeds",), tuple(name for name in METHODS if name != SCRATCH)),
+            (("head", "bss"), (*_STARTED, "lora", "adapters")),
+            (("freeze", "l2_sp", "l2_sp_head", "lm_weight", "lm_data", "lm_text"), _STARTED),
+            (("unfreeze", "probe_share", "lr_decay"), ("finetune",)),
+            (("rank", "lora_alpha", "lora_targets"), ("lora",)),
+            (("bottleneck", "adapter_layers"), ("adapters",)),
+            (("source_data", "source_text", "source_label", "source_weight"), ("multitask",)),
+            (
+                ("balance", "gradnorm_alpha", "task_temperature"),
+                _STARTED if self.lm_weight else ("multitask",),
+            ),
+        ]
         tried = set(METHODS) - {"adapters", "prototypes"} - (set() if self.source_data else {"multitask"})
         here = tried if self.method == AUTO else {self.method}
-        return unread | {
+        return {
             name: f"with --method {' or '.join(methods)}"
             for names, methods in readers
             for name in names
             if not here & set(methods)
         }
+
+    @property
+    def _has_twin(self) -> bool:
+        return self.control and self.task == "classification"
+
+    @model_validator(mode="after")
+    def _something_learns_from_other_tasks(self) -> Self:
+        read = [name for name in ("source_data", "lm_weight") if getattr(self, name) and name not in self.unread()]
+        if read and self.freeze == "encoder":
+            raise ConfigError(
+                f"freeze = 'encoder' keeps what the tasks share as it is, so nothing would learn from {read[0]} = "
+                f"{getattr(self, read[0])!r}: leave --freeze at none or embedding, or --{read[0].replace('_', '-')} out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_gradients(self) -> Self:

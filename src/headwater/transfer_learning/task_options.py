@@ -42,6 +42,13 @@ class TaskOptions(Config):
     gradnorm_alpha: Annotated[float, Field(ge=0.0)] = 1.5
     """How strongly `--balance gradnorm` pulls slow tasks forward; 0 makes all tasks' gradients alike in size."""
 
+    def unread(self) -> dict[str, str]:
+        """A language model's rows without its weight; what one way of balancing reads."""
+        unread = {} if self.lm_data else {"lm_text": "with --lm-data"}
+        unread |= {} if self.lm_weight else dict.fromkeys(("lm_data", "lm_text"), "with --lm-weight")
+        unread |= {} if self.balance == "gradnorm" else {"gradnorm_alpha": "with --balance gradnorm"}
+        return super().unread() | unread
+
     @model_validator(mode="after")
     def _temperatures_flatten(self) -> Self:
         if 0.0 < self.task_temperature < 1.0:
