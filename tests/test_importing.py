@@ -153,7 +153,7 @@ def test_the_command_prints_what_matched_and_its_checkpoint_is_transferred(tmp_p
     assert (record.verb, record.method, [use.rows for use in record.data]) == ("import", "pt", [12, 12])
     assert record.config["weights"] == "weights.pt"
     rows = toy_rows(80)
-    object.__setattr__(rows, "texts", [f"w{n % 12} w{n % 5} {text}" for n, text in enumerate(rows.texts)])
+    object.__setattr__(rows, "inputs", [f"w{n % 12} w{n % 5} {text}" for n, text in enumerate(rows.texts)])
     data = write_csv(tmp_path / "rows.csv", rows)
     given = {k: v for k, v in TINY.items() if k not in ("embedding_size", "hidden_size")} | {"epochs": 1}
     made = transfer(Checkpoint.load("model"), TransferOptions(**given, data=data, method="init", out=tmp_path / "new"))
