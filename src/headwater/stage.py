@@ -32,7 +32,7 @@ from headwater.records import STAGE_FILE, Parent, StageRecord
 _RUN_FILE = ".run.json"
 _LOCK_FILE = ".lock"
 _STATE_FILE = ".state.safetensors"
-_FILES = ("data", "test", "source_data", "lm_data", "vat_data", "weights", "vocabulary")
+_FILES = ("data", "test", "source_data", "lm_data", "vat_data", "vectors", "weights", "vocabulary")
 """Options that name files of rows or weights."""
 
 

@@ -182,7 +182,7 @@ def describe(file: WeightFile, choice: Choice, decoder: Iterable[str] = ()) -> l
         verdict = f"The cells compute the same{condition}."
     layers = f"{len(choice.layers)} {both}{choice.cell} x {hidden} units in {listed(choice.stacks)}"
     silent = "; ".join(f"layer {n} has {width}" for n, width in enumerate(choice.widths) if width < hidden)
-    filled = [f"In the file {silent}: the others are silent here, of zero weights until training moves them."]
+    filled = [f"In the file {silent}: the others are silent here, of zero weights."]
     joined = "What stands between the embedding and the layers isn't read: they were taken to follow each other."
     return [
         f"Matched: {layers}, and the embedding {choice.embedding!r} ({rows:,} x {width}).",

@@ -32,7 +32,7 @@ def adapters(job: Job) -> FitResult:
     result = job.fit([ParameterGroup(learning), ParameterGroup(("",), epochs=NEVER)])
     sizes = {name: value.numel() for name, value in job.model.named_parameters()}
     trained = sum(size for name, size in sizes.items() if name.startswith(learning))
-    parts = f"{len(chosen)} adapters and the head"
+    parts = f"{len(chosen)} adapter{'s' * (len(chosen) > 1)} and the head"
     note = f"{trained:,} weights were trained, of a model of {sum(sizes.values()):,}: {parts}."
     return replace(result, notes=(*result.notes, note))
 

@@ -20,7 +20,13 @@ from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.job import Job, make_job
 from headwater.transfer_learning.options import SCRATCH
 
-_LINEAR = ("tfidf_logistic_regression", "summary_logistic_regression")
+ZERO_SHOT = "zero_shot"
+BESIDE = {
+    ZERO_SHOT: "the source as it is",
+    "tfidf_logistic_regression": "the linear baseline",
+    "summary_logistic_regression": "the linear baseline",
+}
+"""What else a transfer is compared with, and how it is called."""
 
 
 def announce(job: Job, number: int) -> None:
@@ -31,24 +37,24 @@ def announce(job: Job, number: int) -> None:
         job.workspace.progress.note(f"training {number + 1} of {len(trainings)}: {method}, seed {seed}")
 
 
-def compare_with_scratch(job: Job, baselines: Mapping[str, Metrics]) -> dict[str, Any]:
+def compare_with_scratch(job: Job, beside: Mapping[str, Metrics]) -> dict[str, Any]:
     """Train a finished job's twin from scratch: same rows, options and seed, nothing carried over.
 
     With several seeds both are trained once for each, on the same rows.
 
     Args:
         job: The finished transfer.
-        baselines: Figures of the linear baseline, to stand in the sentence too.
+        beside: Figures on the same rows that are to stand in the sentence too: of `BESIDE`, as far as there are some.
 
     Returns:
-        Record fields: the twin's figures on the test rows, means over the seeds, as `controls`; the `gain`; and as
+        Record fields: the figures of the twin of the job's own seed as `controls`; the `gain` over all seeds; and as
         `notes` a sentence that says it, or why there is no twin.
     """
     test = job.splits.test
     if not len(test):
         return {"notes": ["No twin from scratch was trained: there are no rows to compare on; add --test FILE."]}
     if job.options.method == SCRATCH:
-        over = _over_linear(evaluate(job).figures(), baselines)
+        over = _over(evaluate(job).figures(), beside)
         return {"notes": [f"A training from scratch is the control itself, so no twin stands beside it{over}."]}
     ours: list[Evaluation] = [evaluate(job)]
     theirs: list[Evaluation] = []
@@ -63,9 +69,9 @@ def compare_with_scratch(job: Job, baselines: Mapping[str, Metrics]) -> dict[str
     note = (
         f"Over training from scratch {gain.mean:+.3f} in accuracy ({own['accuracy']:.3f} against "
         f"{twin['accuracy']:.3f}{means}; 95% interval {gain.low:+.3f} to {gain.high:+.3f}, paired bootstrap of {rows}"
-        f"{' and seeds' if means else ''}): {gain.verdict}{_over_linear(own, baselines)}."
+        f"{' and seeds' if means else ''}): {gain.verdict}{_over(own, beside)}."
     )
-    return {"controls": {SCRATCH: twin}, "gain": gain, "notes": [note]}
+    return {"controls": {SCRATCH: theirs[0].figures()}, "gain": gain, "notes": [note]}
 
 
 def evaluate(job: Job) -> Evaluation:
@@ -94,11 +100,10 @@ def _trained(job: Job, method: str, seed: int) -> Job:
     return other
 
 
-def _over_linear(own: Metrics, baselines: Mapping[str, Metrics]) -> str:
-    linear = next((baselines[name] for name in _LINEAR if name in baselines), None)
-    if not linear:
-        return ""
-    return f"; over the linear baseline ({linear['accuracy']:.3f}) {own['accuracy'] - linear['accuracy']:+.3f}"
+def _over(own: Metrics, beside: Mapping[str, Metrics]) -> str:
+    """Return what is to be said of the figures beside a model's own, with what it has over each."""
+    found = [(what, beside[name]["accuracy"]) for name, what in BESIDE.items() if name in beside]
+    return "".join(f"; over {what} ({figure:.3f}) {own['accuracy'] - figure:+.3f}" for what, figure in found)
 
 
 def _correct(evaluations: list[Evaluation]) -> np.ndarray:

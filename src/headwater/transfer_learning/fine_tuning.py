@@ -55,7 +55,8 @@ def fine_tune(source: Checkpoint | str | Path, *, data: str | Path, out: str | P
     Raises:
         HeadwaterError: The source, the data, the options or the output folder can't be used.
     """
-    return run_steps(source, FineTuneOptions.parse({"data": str(data), "out": out} | others))
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in others.items()}
+    return run_steps(source, FineTuneOptions.parse({"data": str(data), "out": out} | given))
 
 
 def run_steps(source: Checkpoint | str | Path, options: FineTuneOptions) -> Checkpoint:

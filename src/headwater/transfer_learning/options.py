@@ -102,7 +102,7 @@ class TransferOptions(
     """Pull of `init`, `finetune` and `multitask` to the source: half of this times the squared distance of the weights
     from those carried over (L2-SP, Li et al. 2018, in place of `--weight-decay`); 0 is without."""
     l2_sp_head: Annotated[float, Field(ge=0.0)] = 0.01
-    """Likewise the pull of a new head to zero, with `--l2-sp`."""
+    """Likewise the pull of a new head to zero, with `--l2-sp`; a head that is kept is pulled to the source's."""
     bss: Annotated[float, Field(ge=0.0)] = 0.0
     """Batch spectral shrinkage: this times the square of the smallest singular value of each batch's features (Chen et
     al. 2019; 0.001 is usual); 0 is without."""

@@ -26,8 +26,8 @@ class TaskOptions(Config):
     """How much a source row counts beside a target row: likewise."""
     lm_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """`init`, `finetune` and `multitask` predict each next token of unlabelled text too, and that loss counts this
-    (Chronopoulou et al. 2019, arXiv:1902.10547, without their decay). It needs an encoder of one direction; 0 is
-    without."""
+    (Chronopoulou et al. 2019, arXiv:1902.10547, without their decay). It needs an encoder of one direction, and
+    the twin from scratch goes without; 0 is without."""
     lm_data: str | None = None
     """Rows of that text, of the target, of the source or of both; without it the training rows'."""
     lm_text: str = "text"

@@ -10,7 +10,7 @@ from headwater.registry import lookup
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.transfer_learning import METHODS
 from headwater.transfer_learning.choice import choose_method
-from headwater.transfer_learning.control import announce, compare_with_scratch, evaluate
+from headwater.transfer_learning.control import ZERO_SHOT, announce, compare_with_scratch, evaluate
 from headwater.transfer_learning.job import Job, feature_options, make_job
 from headwater.transfer_learning.language_model import LANGUAGE_MODELING, check_source, text_splits
 from headwater.transfer_learning.multitask import check_tasks
@@ -67,8 +67,8 @@ def _work(source: Checkpoint, options: TransferOptions, workspace: Workspace) ->
         facts |= {"curves": result.curves, "stopped": result.stopped}
         facts["notes"] += result.notes
     if options.control and not language:
-        beside = compare_with_scratch(job, facts.get("baselines", {}))
-        facts |= beside | {"notes": facts["notes"] + beside["notes"]}
+        compared = compare_with_scratch(job, facts.get("baselines", {}) | before)
+        facts |= compared | {"notes": facts["notes"] + compared["notes"]}
     return Outcome(checkpoint, facts, (source,))
 
 
@@ -81,4 +81,4 @@ def _before(job: Job) -> dict[str, Any]:
         model = job.model.to(job.workspace.device)
         found = language_model_facts(model, job.task, job.featurizer, job.splits)["metrics"]
         return {"before": found[job.splits.test_name]}
-    return {"zero_shot": evaluate(job).figures()}
+    return {ZERO_SHOT: evaluate(job).figures()}
