@@ -203,6 +203,13 @@ def test_scratch_carries_nothing_over(data, source, tmp_path):
     assert one.config.encoder == source.config.encoder
 
 
+def test_a_model_that_broke_in_its_last_step_is_not_written(data, source, tmp_path):
+    given = options(data, tmp_path / "t", epochs=1, batch_size=120, method="init", lr=1e30)
+    with pytest.raises(DataError, match="the weights became infinite or not a number after 2 steps"):
+        transfer(source, given)
+    assert not (tmp_path / "t").exists()
+
+
 def test_dropout_is_the_sources_unless_changed(data, source, tmp_path):
     made = transfer(source, options(data, tmp_path / "t", epochs=1, method="init", head_dropout=0.6))
     assert made.config.dropout == source.config.dropout.model_copy(update={"head_dropout": 0.6})

@@ -187,7 +187,7 @@ def fit(
         progress: Where to show how it goes.
 
     Raises:
-        DataError: The loss became infinite or not a number.
+        DataError: The loss or a weight became infinite or not a number.
         WorkerError: One of several processes has died.
     """
     trained = trained or model
@@ -216,6 +216,8 @@ def fit(
                     progress.epoch_done(run.epoch, options.epochs, figures)
     if state_file:
         run.save()  # a stage that is killed in a later training doesn't begin this one again
+    if not all(bool(value.isfinite().all()) for value in run.best_weights.values()):
+        raise DataError(f"the weights became infinite or not a number after {run.step} steps: lower --lr or --clip")
     load_weights(trained, run.best_weights)
     return FitResult([*run.curves(), *found], run.best_figures, run.stopped, tuple(notes))
 
