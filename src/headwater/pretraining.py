@@ -123,7 +123,10 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
 
 def _features(options: PretrainOptions) -> FeatureOptions:
     """Return how the rows are to be prepared."""
-    return options.only(TextOptions) if options.values is None else options.only(NumericOptions)
+    if options.values is None:
+        return options.only(TextOptions)
+    windows = options.only(WindowOptions).model_dump()
+    return NumericOptions(**windows, max_length=options.max_length, columns=options.names)
 
 
 def _encoder(options: PretrainOptions, featurizer: Featurizer) -> EncoderOptions:
