@@ -497,6 +497,21 @@ def test_the_modality_of_rows_must_be_the_model_s(numeric_folder, source_folder,
     assert not (tmp_path / "m").exists()
 
 
+def test_channels_keep_their_order(numbers, tmp_path):
+    rows = [json.loads(line) for line in (numbers / "train.jsonl").read_text().splitlines()]
+    columns = [{"x": [a for a, _ in r["values"]], "y": [b for _, b in r["values"]], "label": r["label"]} for r in rows]
+    (tmp_path / "xy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in columns))
+    pretrain(PretrainOptions(**RUN | {"data": str(tmp_path / "xy.jsonl"), "values": "x, y", "out": tmp_path / "m"}))
+    assert evaluate(tmp_path / "m", EvaluateOptions(data=str(tmp_path / "xy.jsonl"), values="x,y"))["accuracy"] > 0.8
+    with pytest.raises(ConfigError, match=r"in another order: give --values x,y"):
+        evaluate(tmp_path / "m", EvaluateOptions(data=str(tmp_path / "xy.jsonl"), values="y,x"))
+    data, made = tmp_path / "xy.jsonl", Checkpoint.load(tmp_path / "m")
+    with pytest.raises(ConfigError, match="in another order"):
+        transfer(made, transferring(data, data, tmp_path / "t", values="y,x"))
+    other = transfer(made, transferring(data, data, tmp_path / "t", values="y", method="init", epochs=1))
+    assert other.featurizer.options.columns == ("y",)
+
+
 def test_windows_go_with_the_model(tmp_path):
     rng = np.random.default_rng(0)
     time = np.arange(400)

@@ -145,6 +145,11 @@ class ValueColumns(Config):
     channels_first: bool = False
     """The lists of lists that `--values` names are channels of steps."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns of `values`, in order."""
+        return tuple(name.strip() for name in self.values.split(",")) if self.values is not None else ()
+
     @model_validator(mode="after")
     def _belong_to_values(self) -> Self:
         for name, needed in (("id", "values"), ("time", "id"), ("channels_first", "values")):

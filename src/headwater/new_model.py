@@ -18,7 +18,10 @@ class NewModelOptions(DropoutOptions, EncoderOptions, TextOptions, WindowOptions
 
     def features(self) -> FeatureOptions:
         """Return how the rows are to be prepared."""
-        return self.only(TextOptions) if self.values is None else self.only(NumericOptions)
+        if self.values is None:
+            return self.only(TextOptions)
+        windows = self.only(WindowOptions).model_dump()
+        return NumericOptions(**windows, max_length=self.max_length, columns=self.names)
 
     def config_for(self, featurizer: Featurizer, task: Mapping[str, Any]) -> ModelConfig:
         """Return the config of a model that reads what a fitted featurizer makes; `task` has the task's settings."""

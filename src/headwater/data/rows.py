@@ -171,6 +171,8 @@ def read_rows(
             if numeric
             else "the model reads numbers, not text: add --values with their columns, as it was trained with"
         )
+    if values is not None and isinstance(features, NumericOptions) and _turned(values.names, features.columns):
+        raise ConfigError(f"the model reads its channels in another order: give --values {','.join(features.columns)}")
     path = resolve(data)
     if values is not None and numeric:
         series = read_series(path, values, label=label, client=client)
@@ -180,6 +182,11 @@ def read_rows(
     table = read_table(path, list(dict.fromkeys(column for column in (text, label, client) if column is not None)))
     _refuse_blank(data, table)
     return Rows(table[text], table[label] if label else [], table[client] if client else [], data, sha256_file(path))
+
+
+def _turned(names: Sequence[str], known: Sequence[str]) -> bool:
+    """Return whether these are the known columns in another order; other names may well mean the same channels."""
+    return names != known and sorted(names) == sorted(known)
 
 
 def _refuse_blank(data: str, table: Mapping[str, Sequence[str]]) -> None:

@@ -57,7 +57,7 @@ def read_series(path: Path, columns: ValueColumns, *, label: str | None = None, 
         DataError: The file or a column can't be used; rows are empty, ragged or of several numbers of channels; a
             number is missing or not finite; times don't rise.
     """
-    names = [name.strip() for name in str(columns.values).split(",")]
+    names = columns.names
     if path.suffix.lower() == ARCHIVE:
         series = _from_archive(path, names, columns, label, client)
     elif columns.id is not None:

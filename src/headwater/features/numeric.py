@@ -35,6 +35,8 @@ class NumericOptions(WindowOptions):
 
     max_length: Annotated[int, Field(ge=1)] = 400
     """Steps a row at most; the rest of a longer row is cut off. Windows are read whole."""
+    columns: tuple[str, ...] = ()
+    """Where they were read from: of several columns, the model reads a channel in the place of each."""
 
 
 class NumericFeaturizer:

@@ -214,6 +214,8 @@ def feature_options(source: Checkpoint, options: DataOptions) -> FeatureOptions:
     here = NumericOptions if options.values is not None else TextOptions
     known = source.config.featurizer.model_dump() if isinstance(source.config.featurizer, here) else {}
     wanted: dict[str, Any] = {name: getattr(options, name) for name in here.model_fields if hasattr(options, name)}
+    if sorted(options.names) != sorted(known.get("columns", ())):  # the same channels must keep the source's order
+        wanted["columns"] = options.names
     return here(**(known | {name: value for name, value in wanted.items() if value and value != "source"}))
 
 
