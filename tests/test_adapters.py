@@ -221,7 +221,7 @@ def test_only_adapters_and_head_learn_and_the_model_keeps_them(data, source, tmp
     assert made.config.adapters == {0: 3}
     # 16 states, 3 units: two matrices, two biases; 3 labels read the states pooled in 3 ways.
     note = f"{2 * 16 * 3 + 3 + 16 + 3 * 48 + 3} weights were trained, of a model of {made.parameter_count():,}"
-    assert f"{note}: 1 adapters and the head." in StageRecord.load(tmp_path / "t").notes
+    assert f"{note}: 1 adapter and the head." in StageRecord.load(tmp_path / "t").notes
     assert same_bits(Checkpoint.load(tmp_path / "t").weights(), made.weights())
 
 
