@@ -27,19 +27,12 @@ from headwater.federated.options import FederateOptions
 from headwater.federated.partition import deal
 from headwater.federated.personalization import Head, PersonalizeOptions, fit_head, personalize
 from headwater.federated.population import read_population
-from headwater.federated.protocols import FederatedAlgorithm, Instruction, Update
+from headwater.federated.protocols import Client, FederatedAlgorithm, Instruction, Replies, Update, expected
 from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.verb import _Federation, federate
-from headwater.federated.wire import (
-    instruction_size,
-    pack_instruction,
-    pack_update,
-    unpack_instruction,
-    unpack_update,
-    update_size,
-)
+from headwater.federated.wire import Wire, received
 from headwater.metrics import ClassificationCounts
 from headwater.model import DropoutOptions
 from headwater.privacy.accounting import epsilon_by_round, epsilon_spent, noise_for
@@ -60,6 +53,16 @@ def drawn(seed, like=LIKE):
 
 def updates(count, *, first=0):
     return [Update(f"c{n}", drawn(first + n), rows=1 + 3 * n) for n in range(count)]
+
+
+WIRE = Wire()
+instruction_size, pack_instruction, pack_update = WIRE.instruction_size, WIRE.pack_instruction, WIRE.pack_update
+unpack_instruction, update_size = WIRE.unpack_instruction, WIRE.update_size
+
+
+def unpack_update(message, *, client, instruction):
+    update = WIRE.unpack_update(message, client=client, instruction=instruction)
+    return received(update, instruction, (), instruction.weights)
 
 
 def close(a, b, atol=1e-6):
@@ -264,6 +267,7 @@ class Deployed:
     def __init__(self, data):
         self.devices = {client: (local(), examples) for client, examples in data.items()}
         self.bytes_down = self.bytes_up = 0
+        self.replies = Replies()
 
     def clients(self):
         return sorted(self.devices)
@@ -275,16 +279,18 @@ class Deployed:
             torch.manual_seed(len(inbox))  # each device has drawn something else before
             train, examples = self.devices[client]
             heard = unpack_instruction(bytes(request))
-            update = train(heard, client, examples)
+            device = Client(client, examples)
+            update = train(heard, device)
             for transform in transforms:
-                update = transform.on_client(update, heard)
+                update = transform.on_client(update, heard, device)
             inbox[client] = bytes(pack_update(update))
             self.bytes_down += len(request)
             self.bytes_up += len(inbox[client])
+        self.replies = Replies()
         for client in sorted(inbox):
-            answer = unpack_update(inbox[client], client=client, instruction=instruction)
-            for transform in reversed(transforms):
-                answer = transform.on_receive(answer, instruction)
+            answer = WIRE.unpack_update(inbox[client], client=client, instruction=instruction)
+            answer = received(answer, instruction, transforms, expected(instruction.weights, transforms))
+            self.replies.metrics[client] = answer.metrics
             yield answer
 
 
@@ -318,7 +324,7 @@ def test_one_client_with_all_rows_and_plain_averaging_is_central_training(optimi
         method, LocalCohort({"all": rows}, train), state, Stopping(1, keep_best=False), measuring(), seed=7
     )
     central = local(epochs=3, optimizer=optimizer, lr=lr)
-    update = central(Instruction(1, start_weights(), 7), "all", rows)
+    update = central(Instruction(1, start_weights(), 7), Client("all", rows))
     assert same_bits(weights, add_scaled(start_weights(), update.delta))
     # The same by hand, in torch alone; the detour over a difference rounds once.
     model = toy_model(CONFIG)
@@ -341,7 +347,7 @@ def test_one_client_with_all_rows_and_plain_averaging_is_central_training(optimi
 def test_a_client_learns_only_what_is_shared():
     train = local()
     shared = start_weights(["head."])
-    update = train(Instruction(1, shared, 0), "c", toy_examples(20))
+    update = train(Instruction(1, shared, 0), Client("c", toy_examples(20)))
     assert update.delta.keys() == shared.keys()
     after = weights_of(train.model)
     assert same_bits({n: v for n, v in after.items() if n not in shared}, start_weights(["encoder."]))
@@ -352,10 +358,10 @@ def test_a_client_learns_only_what_is_shared():
 
 def test_a_clients_answer_does_not_depend_on_who_came_before():
     train, instruction = local(), Instruction(2, start_weights(), 1)
-    alone = train(instruction, "c1", toy_examples(20, seed=3)).delta
-    train(instruction, "c0", toy_examples(30, seed=4))
-    assert same_bits(train(instruction, "c1", toy_examples(20, seed=3)).delta, alone)
-    assert not same_bits(train(instruction, "c2", toy_examples(20, seed=3)).delta, alone)
+    alone = train(instruction, Client("c1", toy_examples(20, seed=3))).delta
+    train(instruction, Client("c0", toy_examples(30, seed=4)))
+    assert same_bits(train(instruction, Client("c1", toy_examples(20, seed=3))).delta, alone)
+    assert not same_bits(train(instruction, Client("c2", toy_examples(20, seed=3))).delta, alone)
 
 
 @pytest.mark.parametrize("transforms", [(), (PRIVATE,)])
@@ -476,7 +482,7 @@ def test_what_a_model_was_used_for_before_changes_nothing():
     fresh, used = local(), local()
     for parameter in used.model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    updates = [train(Instruction(1, start, 0), "c", data) for train in (fresh, used)]
+    updates = [train(Instruction(1, start, 0), Client("c", data)) for train in (fresh, used)]
     assert same_bits(updates[0].delta, updates[1].delta)
 
 
@@ -484,8 +490,11 @@ def test_batches_in_order_are_those_of_the_rows_at_hand():
     train = LocalTraining(toy_model(CONFIG), CONFIG.make_task(), 1, 4, 0.3, shuffle=False)
     other = LocalTraining(toy_model(CONFIG), CONFIG.make_task(), 1, 4, 0.3, shuffle=False)
     order = Instruction(1, start_weights(), 0)
-    train(order, "c", toy_examples(9, seed=1))
-    again, alone = train(order, "c", toy_examples(5, seed=2)), other(order, "c", toy_examples(5, seed=2))
+    train(order, Client("c", toy_examples(9, seed=1)))
+    again, alone = (
+        train(order, Client("c", toy_examples(5, seed=2))),
+        other(order, Client("c", toy_examples(5, seed=2))),
+    )
     assert same_bits(again.delta, alone.delta)
 
 
@@ -518,9 +527,10 @@ def test_a_users_own_client_update_runs_in_processes_too():
     start = start_weights()
     here = os.getpid()
 
-    def update(instruction, client, examples):  # a function that nothing could import
+    def update(instruction, client):  # a function that nothing could import
         assert os.getpid() != here
-        return Update(client, {n: torch.full_like(v, len(examples)) for n, v in instruction.weights.items()}, 1)
+        rows = len(client.examples)
+        return Update(client.name, {n: torch.full_like(v, rows) for n, v in instruction.weights.items()}, 1)
 
     data = population(3)
     with LocalCohort(data, update, processes=2) as cohort:
@@ -581,7 +591,7 @@ def test_without_shuffling_the_rows_are_taken_in_their_order():
     examples = toy_examples(10)
     task = Watching(**CONFIG.make_task().model_dump())
     train = LocalTraining(toy_model(CONFIG), task, 2, 4, 0.1, shuffle=False)
-    train(Instruction(1, start_weights(), 0), "c", examples)
+    train(Instruction(1, start_weights(), 0), Client("c", examples))
     lengths = examples.lengths_N.tolist()
     assert seen == [lengths[:4], lengths[4:8], lengths[8:]] * 2
     assert not train.model.encoder.embedding.sparse
@@ -590,19 +600,25 @@ def test_without_shuffling_the_rows_are_taken_in_their_order():
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_client_that_diverges_is_named(processes):
     class Broken:
-        def __call__(self, instruction, client, examples):
-            value = math.nan if client == "c1" else 0.0
-            return Update(client, {n: torch.full_like(v, value) for n, v in instruction.weights.items()}, 1)
+        def __init__(self, *names):
+            self.names = names
 
-    with pytest.raises(FederationError, match="client 'c1', round 1, receive: .*lower --client-lr"):
-        run_rounds(
-            algorithm(share=1.0),
-            LocalCohort(population(), Broken(), processes=processes),
-            FederationState(start_weights()),
-            Stopping(3),
-            measuring(),
-            seed=7,
-        )
+        def __call__(self, instruction, client):
+            value = math.nan if client.name in self.names else 1.0
+            return Update(client.name, {n: torch.full_like(v, value) for n, v in instruction.weights.items()}, 1)
+
+    def run(*names):
+        state = FederationState(start_weights())
+        with LocalCohort(population(), Broken(*names), processes=processes) as cohort:
+            method = algorithm(share=1.0, momentum=0.0, aggregator=Mean())
+            return run_rounds(method, cohort, state, Stopping(1, keep_best=False), measuring(), seed=7)[0], state
+
+    weights, state = run("c1", "c3")
+    assert list(state.records[0].failed) == ["c1", "c3"]
+    assert "lower --client-lr" in state.records[0].failed["c1"]
+    close(weights, {name: value + 1 for name, value in start_weights().items()})
+    with pytest.raises(FederationError, match="client 'c0', round 1, receive: .*lower --client-lr"):
+        run(*population())
 
 
 def test_plain_steps_add_and_momentum_keeps_a_share_of_the_last():
@@ -694,32 +710,36 @@ def test_rows_are_dealt_by_the_shares_and_an_unknown_label_evenly():
 def test_clipping_bounds_an_update_and_leaves_a_small_one_alone():
     transform = ClipAndNoise(clip=0.5, noise_multiplier=1.0, expected=10.0, seed=0)
     large, small = Update("c", drawn(0), 3), Update("c", {n: 1e-3 * v for n, v in drawn(0).items()}, 3)
-    for moment in (transform.on_client, transform.on_receive):
+
+    def sent(update, instruction):
+        return transform.on_client(update, instruction, Client("c", None))
+
+    for moment in (sent, transform.on_receive):
         clipped = moment(large, INSTRUCTION)
         assert l2_norm(clipped.delta) == pytest.approx(0.5, rel=1e-6)
         scale = 0.5 / l2_norm(large.delta)
         close(clipped.delta, {n: v * scale for n, v in large.delta.items()})
         assert same_bits(moment(small, INSTRUCTION).delta, small.delta)
     zero = Update("c", LIKE, 3)
-    assert same_bits(transform.on_client(zero, INSTRUCTION).delta, LIKE)
+    assert same_bits(sent(zero, INSTRUCTION).delta, LIKE)
 
 
 def test_noise_has_the_stated_deviation_and_is_new_in_each_round():
     transform = ClipAndNoise(clip=0.5, noise_multiplier=2.0, expected=10.0, seed=0)
     like = {"w": torch.zeros(40_000), "v": torch.zeros(10_000)}
-    noise = transform.on_aggregate(like, INSTRUCTION)
+    noise = transform.on_aggregate(like, INSTRUCTION, 3)
     for value in noise.values():
         assert float(value.std()) == pytest.approx(0.1, rel=0.03)
         assert abs(float(value.mean())) < 0.005
-    assert same_bits(transform.on_aggregate(like, INSTRUCTION), noise)
-    other = transform.on_aggregate(like, replace(INSTRUCTION, round=4))["w"]
+    assert same_bits(transform.on_aggregate(like, INSTRUCTION, 3), noise)
+    other = transform.on_aggregate(like, replace(INSTRUCTION, round=4), 3)["w"]
     assert abs(float(torch.corrcoef(torch.stack([other, noise["w"]]))[0, 1])) < 0.03
-    assert not torch.equal(replace(transform, seed=1).on_aggregate(like, INSTRUCTION)["w"], noise["w"])
+    assert not torch.equal(replace(transform, seed=1).on_aggregate(like, INSTRUCTION, 3)["w"], noise["w"])
 
 
 def test_noise_does_not_depend_on_the_order_of_the_weights():
-    one = PRIVATE.on_aggregate(drawn(0), INSTRUCTION)
-    two = PRIVATE.on_aggregate(dict(reversed(drawn(0).items())), INSTRUCTION)
+    one = PRIVATE.on_aggregate(drawn(0), INSTRUCTION, 3)
+    two = PRIVATE.on_aggregate(dict(reversed(drawn(0).items())), INSTRUCTION, 3)
     assert same_bits(one, two)
 
 

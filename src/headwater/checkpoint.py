@@ -201,15 +201,18 @@ class Checkpoint:
     def for_labels(self, labels: tuple[str, ...], seed: int) -> Checkpoint:
         """Return a classifier of these labels, in float32, with a head drawn from the seed if it has other labels."""
         if self.labels == labels:
-            # A fresh copy of the same model: int8 values are decoded, clients' own heads left behind.
-            plain = replace(self, config=self.config.model_copy(update={"compression": ""}))
-            return replace(plain, tensors=self.weights(), personal={})
+            return self.plain()
         task = Classification(labels=labels, pooling=self.config.task.get("pooling", "concat"))
         config = self.config.model_copy(update={"task": task.model_dump(), "compression": ""})
         torch.manual_seed(seed)
         model = config.build()
         load_weights(model, {name: value for name, value in self.weights().items() if name.startswith("encoder.")})
         return Checkpoint(config, self.featurizer, {}, self.lineage).with_model(model)
+
+    def plain(self) -> Checkpoint:
+        """Return a fresh copy of the same model: int8 values are decoded, clients' own weights left behind."""
+        config = self.config.model_copy(update={"compression": ""})
+        return replace(self, config=config, tensors=self.weights(), personal={})
 
     def parameter_count(self) -> int:
         """Return how many numbers the model has."""

@@ -62,12 +62,12 @@ class FederationError(HeadwaterError):
         self.client = client
         self.round_number = round_number
         self.stage = stage
-        self._message = message
+        self.reason = message
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Allow a worker process to send it."""
         rebuild = functools.partial(type(self), client=self.client, round_number=self.round_number, stage=self.stage)
-        return rebuild, (self._message,), self.__dict__
+        return rebuild, (self.reason,), self.__dict__
 
 
 class WorkerError(HeadwaterError):

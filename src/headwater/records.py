@@ -81,13 +81,17 @@ class RoundRow(Record):
     round: int
     """Counted from 1."""
     clients: int
-    """How many took part."""
+    """How many were asked."""
     bytes_down: int
     """Bytes that a wire carries from the server to all clients of the round."""
     bytes_up: int
     """Bytes that a wire carries from the clients to the server."""
     metrics: Metrics
-    """On the held-out rows, after the round."""
+    """On the held-out rows, after the round; empty where it was not measured."""
+    losses: list[float] = []
+    """Of the clients' training: the least, the lower quartile, the median, the upper quartile and the largest."""
+    failed: dict[str, str] = {}
+    """Why, by the names of those whose update was not taken in."""
     epsilon: float | None = None
     """Privacy spent so far, never too low; of a long private federation known for some of the rounds only."""
 

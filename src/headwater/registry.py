@@ -7,6 +7,7 @@ Nothing registers itself on import. Another package joins by an entry point in t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -34,6 +35,26 @@ def lookup(family: str, table: Mapping[str, str], name: str) -> Any:
         module, _, attribute = table[name].partition(":")
         return getattr(import_module(module), attribute)
     return entry_points(group=family)[name].load()
+
+
+def made(family: str, table: Mapping[str, str], name: str, options: object, **given: Any) -> Any:
+    """Return a new member of a family of dataclasses.
+
+    A field that its constructor takes is what is `given` under its name, else the option of that name, else its
+    default: so an option has an effect wherever a member has a field for it.
+
+    Raises:
+        ConfigError: Nothing has the name.
+    """
+    cls = lookup(family, table, name)
+    known = {field.name: getattr(options, field.name) for field in init_fields(cls) if hasattr(options, field.name)}
+    return cls(**known | {field.name: given[field.name] for field in init_fields(cls) if field.name in given})
+
+
+def init_fields(cls: Any) -> list[dataclasses.Field[Any]]:
+    """Return the public fields that a dataclass's constructor takes; none of another class."""
+    found = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return [field for field in found if field.init and not field.name.startswith("_")]
 
 
 def check_name(family: str, table: Mapping[str, str], name: str, others: Sequence[str] = ()) -> str:

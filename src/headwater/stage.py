@@ -184,7 +184,7 @@ def _publish(out: Path, partial: Path, record: StageRecord, outcome: Outcome) ->
     # Only now: whoever is killed, or finds the disk full, before this line can still resume.
     for leftover in partial.glob(".*"):
         if leftover.name != _RUN_FILE:
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     if out.exists():
         out.rmdir()
     partial.replace(out)

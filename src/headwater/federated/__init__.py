@@ -12,6 +12,13 @@ AGGREGATORS = {
     "weighted": "headwater.federated.aggregators:WeightedMean",
     "median": "headwater.federated.aggregators:Median",
 }
+METHODS = {
+    "fedprox": "headwater.federated.methods.fedprox:FedProx",
+    "scaffold": "headwater.federated.methods.scaffold:Scaffold",
+    "fednova": "headwater.federated.methods.fednova:FedNova",
+    "feddyn": "headwater.federated.methods.feddyn:FedDyn",
+    "moon": "headwater.federated.methods.moon:Moon",
+}
 PARTITIONERS = {
     "iid": "headwater.federated.partition:iid",
     "dirichlet": "headwater.federated.partition:dirichlet",

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from headwater.federated.protocols import Instruction, Update
+from headwater.federated.protocols import Client, Instruction, Update, UpdateTransform
 from headwater.weights import Weights, l2_norm
 
 
 @dataclass(frozen=True)
-class ClipAndNoise:
+class ClipAndNoise(UpdateTransform):
     """DP-FedAvg with a fixed denominator (McMahan et al. 2018, arXiv:1710.06963).
 
     Each update is scaled down to the L2 norm `clip`; the aggregate, a sum over `expected` clients' updates divided
@@ -31,18 +31,23 @@ class ClipAndNoise:
     expected: float
     seed: int
 
-    def on_client(self, update: Update, instruction: Instruction) -> Update:
+    def on_client(self, update: Update, instruction: Instruction, client: Client) -> Update:
         """Clip."""
-        del instruction
+        del instruction, client
+        return self._clipped(update)
+
+    def _clipped(self, update: Update) -> Update:
         scale = min(1.0, self.clip / max(l2_norm(update.delta), 1e-12))
         return replace(update, delta={name: value * scale for name, value in update.delta.items()})
 
     def on_receive(self, update: Update, instruction: Instruction) -> Update:
         """Clip again: the guarantee must not rest on the client's honesty."""
-        return self.on_client(update, instruction)
+        del instruction
+        return self._clipped(update)
 
-    def on_aggregate(self, aggregate: Weights, instruction: Instruction) -> Weights:
+    def on_aggregate(self, aggregate: Weights, instruction: Instruction, replies: int) -> Weights:
         """Add noise."""
+        del replies
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{instruction.round}/noise".encode()))
         deviation = self.noise_multiplier * self.clip / self.expected
         # In the order of the names: a resumed run reads its weights back in another order than it made them.

@@ -8,17 +8,27 @@ from pydantic import Field, model_validator
 
 from headwater.config import Fraction, RunOptions
 from headwater.federated import AGGREGATORS
+from headwater.federated.methods.options import MethodOptions
 from headwater.federated.population import PopulationOptions
 from headwater.model import Freeze
 from headwater.precision import Precision
 from headwater.registry import name_in
+from headwater.tasks import TASKS
+from headwater.tasks.language_modeling import LanguageModelingOptions
+
+FEDERATED = {name: place for name, place in TASKS.items() if name != "representation"}
 
 
-class FederateOptions(PopulationOptions, RunOptions):
+class FederateOptions(MethodOptions, LanguageModelingOptions, PopulationOptions, RunOptions):
     """Options of `federate`."""
 
     no_result = RunOptions.no_result | {"processes"}
 
+    task: Annotated[str, name_in("headwater.tasks", FEDERATED)] = "classification"
+    """What the clients learn: `classification`, or `language_modeling`, which needs no labels and starts from a
+    language model."""
+    fresh: bool = False
+    """Draw the weights anew: of the checkpoint only its sizes and its vocabulary stay. What pre-training is worth."""
     rounds: Annotated[int, Field(ge=1)] = 60
     """Rounds at most."""
     aggregator: Annotated[str, name_in("headwater.aggregators", AGGREGATORS)] = "weighted"
@@ -27,8 +37,13 @@ class FederateOptions(PopulationOptions, RunOptions):
     """Share of the clients that take part in a round; at least two do, if there are two."""
     local_epochs: Annotated[int, Field(ge=1)] = 1
     """Passes of a client over its rows in a round."""
+    local_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of a client in a round, in place of `--local-epochs`; 0 goes by those."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Rows a step of a client."""
+    """Rows a step of a client; of a language model with `--bptt`, streams that are read side by side."""
+    hidden_state: Literal["carried", "reset"] = "carried"
+    """What a stream's window begins with, with `--bptt`: the state that the last one has left, or zeros. A round begins
+    with zeros, and no state is ever sent."""
     client_lr: Annotated[float, Field(gt=0.0)] = 0.3
     """A client's learning rate."""
     client_optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -45,6 +60,12 @@ class FederateOptions(PopulationOptions, RunOptions):
     """Share of the server's last step that is kept (FedAvgM): what carries many small clients forward; 0 is FedAvg."""
     freeze: Freeze = "none"
     """Weights that stay as they are and are never sent: fewer bytes, and less for privacy noise to spoil."""
+    min_replies: Annotated[int, Field(ge=1)] = 1
+    """Of fewer updates a round makes nothing."""
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    """Rounds from one measurement on the held-out rows to the next."""
+    zstd: Annotated[int, Field(ge=0, le=19)] = 0
+    """Level at which whole messages are compressed too, by zstandard; 0 doesn't."""
     target: Fraction = 0.0
     """Stop as soon as the held-out accuracy reaches this; 0 doesn't."""
     patience: Annotated[int, Field(ge=0)] = 0
@@ -60,9 +81,37 @@ class FederateOptions(PopulationOptions, RunOptions):
     """Train the two controls too: each client alone, and all rows in one place."""
 
     def unread(self) -> dict[str, str]:
-        """Without privacy nothing is clipped for it."""
-        without = {} if self.epsilon else dict.fromkeys(("delta", "update_clip"), "with --epsilon")
-        return super().unread() | without
+        """Without privacy nothing is clipped for it; a language model has no labels."""
+        unread = super().unread()
+        if not self.epsilon:
+            unread |= dict.fromkeys(("delta", "update_clip"), "with --epsilon")
+        if self.local_steps:
+            unread |= {"local_epochs": "without --local-steps"}
+        if self.task == "language_modeling":
+            return (
+                unread
+                | {"label": "with --task classification"}
+                | ({} if self.bptt else {"hidden_state": "with --bptt"})
+            )
+        return unread | dict.fromkeys(
+            (*LanguageModelingOptions.model_fields, "hidden_state"), "with --task language_modeling"
+        )
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> FederateOptions:
+        if len(set(self.method)) < len(self.method):
+            raise ValueError(f"method names one twice: {', '.join(self.method)}")
+        for method in ("scaffold", "fednova"):
+            if method in self.method and self.client_optimizer != "sgd":
+                raise ValueError(f"{method} counts steps of plain gradient descent: use --client-optimizer sgd")
+        if "moon" in self.method and self.bptt:
+            raise ValueError("moon compares the representations of rows, and streams have none: leave --bptt at 0")
+        if self.epsilon and self.method and set(self.method) - {"fedprox"}:
+            raise ValueError(
+                f"with epsilon, clients may send nothing that isn't clipped and noised and keep nothing: "
+                f"{', '.join(self.method)} was not made for that; only fedprox goes with it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _private_runs_average(self) -> FederateOptions:

@@ -19,6 +19,7 @@ from headwater.config import RunOptions
 from headwater.data.rows import Rows
 from headwater.errors import CheckpointError, DataError
 from headwater.evaluation import Evaluation
+from headwater.federated.measuring import Classified, Measure, Measured
 from headwater.federated.population import Population, PopulationOptions, read_population
 from headwater.federated.verb import client_rows
 from headwater.stage import Outcome, Workspace, run_stage
@@ -96,8 +97,11 @@ def _work(checkpoint: Checkpoint, options: PersonalizeOptions, workspace: Worksp
         if client in test_rows:
             after_NK[test_rows[client]] = head.probabilities(test[test_rows[client]])
         workspace.progress.advance(number, len(clients))
-    before = Evaluation.of(population.test, checkpoint.labels, before_NK)
-    after = Evaluation.of(population.test, checkpoint.labels, after_NK)
+    measure = Measure(population.test, checkpoint.config.make_task(), checkpoint.featurizer, checkpoint.labels)
+    before, after = (
+        Classified(measure, Evaluation.of(population.test, checkpoint.labels, probabilities_NK))
+        for probabilities_NK in (before_NK, after_NK)
+    )
     facts = after.facts(population.test_name)
     facts["metrics"] |= {"before": before.figures(), "after": after.figures()}
     facts |= {
@@ -147,11 +151,8 @@ def _pooled(checkpoint: Checkpoint, rows: Rows) -> np.ndarray:
     return pooled_states(model, rows.encode(checkpoint.featurizer, checkpoint.labels))
 
 
-def _notes(population: Population, before: Evaluation, after: Evaluation) -> list[str]:
-    gains = []
-    for rows in population.test.by_client().values():
-        first, second = before.counts(rows).figures()["accuracy"], after.counts(rows).figures()["accuracy"]
-        gains.append(second - first)
-    gain = np.array(gains)
+def _notes(population: Population, before: Measured, after: Measured) -> list[str]:
+    clients = population.test.by_client()
+    gain = np.array([after.of_client(name)["accuracy"] - before.of_client(name)["accuracy"] for name in clients])
     gained, lost, same = int((gain > 0).sum()), int((gain < 0).sum()), int((gain == 0).sum())
     return [f"{gained} clients gained, {lost} lost, {same} stayed as they were."]

@@ -47,7 +47,7 @@ class Population:
         valid: Held-out rows for stopping, from all clients; empty where there are too few rows.
         test: Rows to report on, each with its client; the held-out ones where no test rows were given.
         test_name: ``"test"`` or ``"valid"``.
-        labels: The model's labels.
+        labels: The model's labels; none where the task has none.
     """
 
     train: Rows
@@ -71,7 +71,12 @@ class Population:
 
 
 def read_population(
-    options: PopulationOptions, seed: int, labels: Sequence[str] = (), features: FeatureOptions | None = None
+    options: PopulationOptions,
+    seed: int,
+    labels: Sequence[str] = (),
+    features: FeatureOptions | None = None,
+    *,
+    labelled: bool = True,
 ) -> Population:
     """Read, partition and split the rows.
 
@@ -80,6 +85,7 @@ def read_population(
         seed: Seeds the partition and the split.
         labels: The labels that the model knows; rows with others get labels of their own.
         features: How the model prepares rows, if it is known.
+        labelled: Whether the task needs labels.
 
     Raises:
         DataError: The rows can't be used, or there are fewer than two clients.
@@ -87,20 +93,20 @@ def read_population(
     values = options.only(ValueColumns)
 
     def read(data: str) -> Rows:
-        text, label, client = options.text, options.label, options.client
+        text, label, client = options.text, options.label if labelled else None, options.client
         return read_rows(data, text=text, label=label, client=client, values=values, features=features)
 
     rows = read(options.data)
-    found = label_set(rows)
+    found = label_set(rows) if labelled else ()
     rows = choose(rows, options.rows, seed)
     test = read(options.test) if options.test else None
     if options.client is None:
         rng = np.random.default_rng([seed, 0x0DEA])
         shares = lookup("headwater.partitioners", PARTITIONERS, options.partition)(
-            rows.labels, options.clients, options.alpha, rng
+            _kinds(rows), options.clients, options.alpha, rng
         )
-        rows = replace(rows, clients=deal(rows.labels, shares, rng))
-        test = replace(test, clients=deal(test.labels, shares, rng)) if test else None
+        rows = replace(rows, clients=deal(_kinds(rows), shares, rng))
+        test = replace(test, clients=deal(_kinds(test), shares, rng)) if test else None
     if len(set(rows.clients)) < 2:
         raise DataError(
             f"{options.data}: the column {options.client!r} holds one client only, {rows.clients[0]!r}; "
@@ -112,6 +118,11 @@ def read_population(
             f"{options.data} has {len(rows)} rows, too few to hold any out: raise --valid, or give --test"
         )
     return Population(train, valid, test or valid, "test" if test else "valid", _labels(labels, found))
+
+
+def _kinds(rows: Rows) -> Sequence[str]:
+    """Return each row's label; rows without labels are all alike."""
+    return rows.labels or [""] * len(rows)
 
 
 def _labels(known: Sequence[str], found: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from headwater.data.examples import Examples
+from headwater.resume_state import part
 from headwater.weights import Weights
 
 ClientId = str
@@ -20,11 +21,31 @@ class Instruction:
         round: Counted from 1.
         weights: The shared weights that clients train and send back.
         seed: Of the run; clients derive their own from it, the round and their name.
+        extra: What a method sends beside the weights, such as SCAFFOLD's control variate, under ``method/name``.
     """
 
     round: int
     weights: Weights
     seed: int
+    extra: Weights = field(default_factory=dict)
+
+
+@dataclass
+class Client:
+    """A client, as it sees itself.
+
+    Attributes:
+        name: Who.
+        examples: Its training rows.
+        state: What it keeps between rounds, by names of the piece that keeps it; it never leaves home. Whoever works
+            for the client puts new tensors in place of old ones and changes none.
+        work: Share of a round's steps that it has time for, above 0 and up to 1.
+    """
+
+    name: ClientId
+    examples: Examples
+    state: Weights = field(default_factory=dict)
+    work: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +54,7 @@ class Update:
 
     Attributes:
         client: Who.
-        delta: Its weights less the instruction's.
+        delta: Its weights less the instruction's; and what a transform or a method adds, under ``method/name``.
         rows: Training rows it has used.
         metrics: Its own figures, such as the training loss.
     """
@@ -47,21 +68,59 @@ class Update:
 class ClientUpdate(Protocol):
     """The client's half of a method: from the shared weights to an update, on the client's rows only."""
 
-    def __call__(self, instruction: Instruction, client: ClientId, examples: Examples) -> Update:
-        """Train."""
+    def __call__(self, instruction: Instruction, client: Client) -> Update:
+        """Train; what the client is to remember goes into its `state`."""
 
 
 class UpdateTransform(Protocol):
-    """A change to updates, such as clipping and noise, or a codec, in three moments."""
+    """A change to updates, such as clipping and noise, or a codec: a derived class overrides the moments it needs.
 
-    def on_client(self, update: Update, instruction: Instruction) -> Update:
+    What it keeps on the server goes through `state` and `restore`; what it keeps on a client, into `Client.state`.
+    """
+
+    def on_instruct(self, instruction: Instruction) -> Instruction:
+        """Change the instruction before the server sends it, once a round."""
+        return instruction
+
+    def on_client(self, update: Update, instruction: Instruction, client: Client) -> Update:
         """Change the update before it leaves the client."""
+        del instruction, client
+        return update
 
     def on_receive(self, update: Update, instruction: Instruction) -> Update:
-        """Change it back as the server takes it in, once a client."""
+        """Change it back as the server takes it in, once a client; called in the reverse order of the transforms.
 
-    def on_aggregate(self, aggregate: Weights, instruction: Instruction) -> Weights:
-        """Change the aggregate; called in the reverse order of the transforms."""
+        Raises:
+            ValueError: It isn't what `on_client` makes.
+        """
+        del instruction
+        return update
+
+    def on_aggregate(self, aggregate: Weights, instruction: Instruction, replies: int) -> Weights:
+        """Change the aggregate of so many replies; called in the reverse order of the transforms."""
+        del instruction, replies
+        return aggregate
+
+    def added(self, weights: Weights) -> Weights:
+        """Return zeros of the shapes of what updates to `weights` have more than those, as they are aggregated."""
+        del weights
+        return {}
+
+    def state(self) -> Weights:
+        """Return what the server's next round depends on."""
+        return {}
+
+    def restore(self, state: Weights) -> None:
+        """Take up a saved state."""
+        del state
+
+
+def expected(weights: Weights, transforms: Sequence[UpdateTransform]) -> Weights:
+    """Return tensors of the names and shapes that updates have when they are aggregated."""
+    like = dict(weights)
+    for transform in transforms:
+        like |= transform.added(weights)
+    return like
 
 
 class Aggregator(Protocol):
@@ -102,6 +161,26 @@ class Sampler(Protocol):
         """Return the round's clients, in the order of `clients`."""
 
 
+@dataclass
+class Replies:
+    """Who answered in a round, and who didn't.
+
+    Attributes:
+        metrics: The figures of those whose updates were taken in, by their names.
+        absent: Why, by the names of those who didn't answer in time.
+        refused: Why, by the names of those whose answer couldn't be used.
+    """
+
+    metrics: dict[ClientId, Mapping[str, float]] = field(default_factory=dict)
+    absent: dict[ClientId, str] = field(default_factory=dict)
+    refused: dict[ClientId, str] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> dict[ClientId, str]:
+        """Why, by the sorted names of those without an update."""
+        return dict(sorted((self.absent | self.refused).items()))
+
+
 class Cohort(Protocol):
     """The one boundary to the world: clients in this process, or on real devices."""
 
@@ -109,6 +188,8 @@ class Cohort(Protocol):
     """Bytes sent to clients so far."""
     bytes_up: int
     """Bytes received from clients so far."""
+    replies: Replies
+    """Of the last round, whole when all its updates have been taken."""
 
     def clients(self) -> Sequence[ClientId]:
         """Return all clients in sorted order."""
@@ -116,7 +197,7 @@ class Cohort(Protocol):
     def gather(
         self, instruction: Instruction, clients: Sequence[ClientId], transforms: Sequence[UpdateTransform]
     ) -> Iterator[Update]:
-        """Yield the clients' updates as they came over the wire, in the order of `clients`."""
+        """Yield the clients' updates as they came over the wire, in the order of `clients`; who fails is left out."""
 
 
 @runtime_checkable
@@ -138,3 +219,17 @@ class FederatedAlgorithm:
     aggregator: Aggregator
     server_optimizer: ServerOptimizer
     sampler: Sampler
+
+    def state(self) -> Weights:
+        """Return what the pieces keep on the server between rounds."""
+        return {f"{place}/{name}": value for place, piece in self._pieces() for name, value in piece.state().items()}
+
+    def restore(self, state: Weights) -> None:
+        """Take up a saved state."""
+        for place, piece in self._pieces():
+            piece.restore(part(state, f"{place}/"))
+
+    def _pieces(self) -> Iterator[tuple[str, ServerOptimizer | UpdateTransform]]:
+        yield "optimizer", self.server_optimizer
+        for number, transform in enumerate(self.transforms):
+            yield f"transform{number}", transform

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from headwater.baselines import baselines
 from headwater.checkpoint import Checkpoint
 from headwater.config import cores
-from headwater.data.rows import TOO_FEW
+from headwater.data.rows import TOO_FEW, Rows
 from headwater.errors import ConfigError
-from headwater.evaluation import Evaluation
-from headwater.federated import AGGREGATORS
+from headwater.federated import AGGREGATORS, METHODS
 from headwater.federated.aggregators import FixedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.clip_and_noise import ClipAndNoise
-from headwater.federated.controls import evaluate_alone, train_central
+from headwater.federated.controls import measure_alone, train_central
+from headwater.federated.measuring import Measure, Measured, trivial
 from headwater.federated.options import FederateOptions
 from headwater.federated.population import Population, read_population
 from headwater.federated.protocols import FederatedAlgorithm
 from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
+from headwater.federated.wire import Wire
 from headwater.model import FROZEN, Freeze
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
 from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
-from headwater.registry import lookup
+from headwater.registry import made
 from headwater.resume_state import load_state, save_state
 from headwater.stage import Outcome, Workspace, run_stage
-from headwater.tasks.classification import class_probabilities
+from headwater.tasks import task_class
+from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.weights import Weights, load_weights, weights_of
 from headwater.workers import can_fork
 
@@ -63,22 +66,28 @@ class _Federation:
         self.source = source
         self.options = options
         self.workspace = workspace
-        self.population = read_population(options, options.seed, source.labels, source.featurizer.options)
+        kind = task_class(options.task)
+        self.population = read_population(
+            options, options.seed, source.labels, source.featurizer.options, labelled=kind.needs_labels
+        )
         if not len(self.population.valid) and (options.target or options.patience):
             raise ConfigError(
                 f"{options.data} has too few rows to hold 50 of them out, and target and patience go by those: "
                 "leave both at 0, or raise --valid"
             )
-        self.checkpoint = source.for_labels(self.population.labels, options.seed)
+        self.checkpoint = _start(source, options, self.population.labels)
         self.model = self.checkpoint.model().to(workspace.device)
+        self.task = self.checkpoint.config.make_task()
         self.examples = self.population.examples(self.checkpoint.featurizer)
-        labels = self.population.labels
-        held = self.population.valid
-        self.valid = held.encode(self.checkpoint.featurizer, labels) if len(held) else None
-        self.test = self.population.test.encode(self.checkpoint.featurizer, labels)
+        self.valid = self._measure(self.population.valid) if len(self.population.valid) else None
+        self.test = self._measure(self.population.test)
+        self.methods = [
+            made("headwater.local_methods", METHODS, name, options, population=len(self.examples))
+            for name in options.method
+        ]
         self.local = LocalTraining(
             self.model,
-            self.checkpoint.config.make_task(),
+            self.task,
             options.local_epochs,
             options.batch_size,
             options.client_lr,
@@ -86,19 +95,38 @@ class _Federation:
             options.clip,
             workspace.device,
             precision=options.precision,
+            steps=options.local_steps,
+            methods=self.methods,
+            carry=options.hidden_state == "carried",
         )
         self.processes = _processes(options.processes)
         self.start = shared_weights(weights_of(self.model), options.freeze)
         private = options.epsilon > 0
         keep_best = len(self.population.valid) > 0 and not private
-        self.stopping = Stopping(options.rounds, options.target, options.patience, keep_best=keep_best)
+        self.stopping = Stopping(
+            options.rounds,
+            options.target,
+            options.patience,
+            keep_best=keep_best,
+            min_replies=options.min_replies,
+            evaluate_every=options.evaluate_every,
+        )
+
+    def _measure(self, rows: Rows) -> Measure:
+        return Measure(rows, self.task, self.checkpoint.featurizer, self.population.labels)
 
     def run(self) -> Outcome:
         """Run the rounds and the controls; return the facts."""
         algorithm, privacy = self.assemble()
         loaded = load_state(self.workspace.state_file())
         state = FederationState.of(*loaded) if loaded else FederationState(self.start)
-        with LocalCohort(self.examples, self.local, processes=self.processes) as cohort:
+        with LocalCohort(
+            self.examples,
+            self.local,
+            processes=self.processes,
+            states=self.workspace.folder / ".clients",
+            wire=Wire(self.options.zstd),
+        ) as cohort:
             weights, why = run_rounds(
                 algorithm,
                 cohort,
@@ -112,15 +140,13 @@ class _Federation:
         facts = after.facts(self.population.test_name)
         facts["metrics"] |= {"before": before.figures()}
         facts |= {
-            "method": "private mean" if privacy else self.options.aggregator,
+            "method": "+".join([*self.options.method, "private mean" if privacy else self.options.aggregator]),
             "rounds": _with_epsilon(state.records, privacy) if privacy else state.records,
             "curves": _curves(state),
             "stopped": why,
             "privacy": privacy,
             "data": self.uses(),
-            "baselines": baselines(
-                self.population.train, self.population.test, self.population.labels, self.checkpoint.featurizer
-            ),
+            "baselines": trivial(self.population, self.checkpoint.featurizer),
             "notes": self.notes(),
         }
         alone = self.add_controls(facts, before) if self.options.controls else None
@@ -133,10 +159,12 @@ class _Federation:
         options = self.options
         server = ServerSGD(options.server_lr, options.server_momentum)
         if not options.epsilon:
-            aggregator = lookup("headwater.aggregators", AGGREGATORS, options.aggregator)()
-            sampler = Uniform(options.participation, options.seed)
             plain = FederatedAlgorithm(
-                client_update=self.local, aggregator=aggregator, server_optimizer=server, sampler=sampler
+                client_update=self.local,
+                transforms=self.methods,
+                aggregator=made("headwater.aggregators", AGGREGATORS, options.aggregator, options),
+                server_optimizer=server,
+                sampler=Uniform(options.participation, options.seed),
             )
             return plain, None
         clients = len(self.examples)
@@ -159,7 +187,7 @@ class _Federation:
         transform = ClipAndNoise(options.update_clip, noise, expected, options.seed)
         private = FederatedAlgorithm(
             client_update=self.local,
-            transforms=(transform,),
+            transforms=(*self.methods, transform),
             aggregator=FixedMean(expected),
             server_optimizer=server,
             sampler=Poisson(rate, options.seed),
@@ -173,16 +201,12 @@ class _Federation:
 
     def held_out(self) -> Metrics:
         """Return the held-out figures of the model as it is."""
-        if self.valid is None:
-            return {}
-        probabilities = class_probabilities(self.model, self.valid)
-        return Evaluation.of(self.population.valid, self.population.labels, probabilities).figures()
+        return self.valid.figures(self.model) if self.valid else {}
 
-    def measure(self, weights: Weights) -> Evaluation:
-        """Return the evaluation of the model on the test rows, with these weights put in."""
+    def measure(self, weights: Weights) -> Measured:
+        """Return what the model makes of the test rows, with these weights put in."""
         load_weights(self.model, weights)
-        probabilities = class_probabilities(self.model, self.test)
-        return Evaluation.of(self.population.test, self.population.labels, probabilities)
+        return self.test(self.model)
 
     def after_round(self, state: FederationState) -> None:
         """Save the state and show the figures."""
@@ -191,20 +215,18 @@ class _Federation:
         self.workspace.progress.advance(record.round, self.options.rounds)
         self.workspace.progress.epoch_done(record.round, self.options.rounds, record.metrics, unit="round")
 
-    def add_controls(self, facts: dict[str, Any], before: Evaluation) -> Evaluation:
-        """Train both controls; return the evaluation of each client alone."""
+    def add_controls(self, facts: dict[str, Any], before: Measured) -> Measured:
+        """Train both controls; return what each client reaches alone."""
         self.workspace.progress.note("controls: all rows in one place, then each client alone")
-        task = self.local.task
-        train_central(self.model, task, self.examples, self.start, self.held_out, self.options.seed)
+        train_central(self.model, self.task, self.examples, self.start, self.held_out, self.options.seed)
         central = self.measure({})
-        rows = self.population.test.by_client()
-        alone = evaluate_alone(
-            self.local, self.examples, self.start, self.test, rows, before, self.options.seed, self.processes
-        )
+        load_weights(self.model, self.start)
+        rows = self.test.by_client
+        alone = measure_alone(self.local, self.examples, self.start, before, rows, self.options.seed, self.processes)
         facts["controls"] = {"central": central.figures(), "alone": alone.figures()}
         return alone
 
-    def client_rows(self, before: Evaluation, after: Evaluation, alone: Evaluation | None) -> list[ClientRow]:
+    def client_rows(self, before: Measured, after: Measured, alone: Measured | None) -> list[ClientRow]:
         """Return each client's figures on its own test rows."""
         views = {"accuracy_before": before, "accuracy": after} | ({"accuracy_alone": alone} if alone else {})
         return client_rows(self.population, views)
@@ -228,7 +250,7 @@ class _Federation:
         notes += self.population.notes(self.checkpoint.featurizer)
         if not len(self.population.valid):
             notes.append(f"{TOO_FEW}: --valid was ignored, the model is that of the last round.")
-        if self.checkpoint.labels != self.source.labels:
+        if self.options.task == "classification" and self.checkpoint.labels != self.source.labels:
             notes.append("The clients' rows have other labels than the model had: its head was drawn anew.")
         if self.seen_before():
             notes.append(_SEEN)
@@ -250,7 +272,26 @@ def _processes(wanted: int) -> int:
     return 1
 
 
-def client_rows(population: Population, views: dict[str, Evaluation]) -> list[ClientRow]:
+def _start(source: Checkpoint, options: FederateOptions, labels: tuple[str, ...]) -> Checkpoint:
+    """Return the model that all clients begin with."""
+    if options.task == "classification":
+        begun = source.for_labels(labels, options.seed)
+    elif source.config.task["name"] == options.task:
+        task = source.config.task | options.only(LanguageModelingOptions).model_dump()
+        begun = source.plain()
+        begun = replace(begun, config=begun.config.model_copy(update={"task": task}))
+    else:
+        raise ConfigError(
+            f"task = {options.task!r}: the checkpoint is a {source.config.task['name']} model: "
+            "make a language model of it first, with pretrain or transfer --task language_modeling"
+        )
+    if options.fresh:
+        torch.manual_seed(options.seed)
+        begun = begun.with_model(begun.config.build())
+    return begun
+
+
+def client_rows(population: Population, views: dict[str, Measured]) -> list[ClientRow]:
     """Return each client's accuracy on its own test rows, in each view; clients without test rows are left out."""
     train = population.train.by_client()
     return [
@@ -258,7 +299,7 @@ def client_rows(population: Population, views: dict[str, Evaluation]) -> list[Cl
             client=client,
             train_rows=len(train.get(client, ())),
             test_rows=len(rows),
-            metrics={name: view.counts(rows).figures()["accuracy"] for name, view in views.items()},
+            metrics={name: view.of_client(client)["accuracy"] for name, view in views.items()},
         )
         for client, rows in population.test.by_client().items()
     ]
@@ -275,10 +316,11 @@ def _with_epsilon(records: Sequence[RoundRow], privacy: Privacy) -> list[RoundRo
 
 
 def _curves(state: FederationState) -> list[Curve]:
-    rounds = [float(record.round) for record in state.records]
-    if not state.records or "accuracy" not in state.records[0].metrics:
+    measured = [record for record in state.records if record.metrics]
+    if not measured:
         return []
+    rounds = [float(record.round) for record in measured]
     return [
-        Curve(name=f"valid {name}", x_label="round", x=rounds, y=[record.metrics[name] for record in state.records])
+        Curve(name=f"valid {name}", x_label="round", x=rounds, y=[record.metrics[name] for record in measured])
         for name in ("accuracy", "loss")
     ]

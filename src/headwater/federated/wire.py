@@ -1,50 +1,131 @@
 """Messages between server and clients: safetensors with a small JSON header, never pickle.
 
-The simulator packs and unpacks the very bytes that a wire would carry, so the counts it reports are true.
+The simulator packs the very bytes that a wire would carry, or counts them, so the counts it reports are true.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import safetensors.torch
 import torch
 
-from headwater.errors import FederationError
-from headwater.federated.protocols import Instruction, Update
+from headwater.errors import FederationError, MissingDependency
+from headwater.federated.protocols import Instruction, Update, UpdateTransform
 from headwater.weights import Weights
 
 MOST_ROWS = 10**9
 """More rows than any client has: a larger number is a mistake or an attempt to own the weighted mean."""
+_ROOM = 1 << 20
+"""Bytes that a message may have beyond twice those of the shared weights."""
 
 
-def pack_instruction(instruction: Instruction) -> bytes:
-    """Return the bytes of an instruction."""
-    return _pack(instruction.weights, {"round": instruction.round, "seed": instruction.seed})
+@dataclass(frozen=True)
+class Wire:
+    """How messages are written.
+
+    Attributes:
+        zstd: Level of the compression of whole messages, 1 to 19; 0 is without.
+    """
+
+    zstd: int = 0
+
+    def pack_instruction(self, instruction: Instruction) -> bytes:
+        """Return the bytes of an instruction."""
+        return self._squeezed(_pack(*_instruction_parts(instruction)))
+
+    def unpack_instruction(self, message: bytes, most: int = 1 << 34) -> Instruction:
+        """Return the instruction of a message; `most`: bytes that it may unpack to."""
+        tensors, facts = _unpack(self._opened(message, most))
+        weights = {name: value for name, value in tensors.items() if "/" not in name}
+        extra = {name: value for name, value in tensors.items() if "/" in name}
+        return Instruction(int(facts["round"]), weights, int(facts["seed"]), extra)
+
+    def pack_update(self, update: Update) -> bytes:
+        """Return the bytes of an update."""
+        return self._squeezed(_pack(update.delta, _facts(update)))
+
+    def unpack_update(self, message: bytes, *, client: str, instruction: Instruction) -> Update:
+        """Return the update of a message, which is still to be received (see `received`).
+
+        Raises:
+            FederationError: It isn't an update by this client.
+        """
+        most = 2 * sum(value.numel() * value.element_size() for value in instruction.weights.values()) + _ROOM
+        try:
+            delta, facts = _unpack(self._opened(message, most))
+            update = Update(str(facts["client"]), delta, int(facts["rows"]), dict(facts["metrics"]))
+        except Exception as error:  # a peer may send anything
+            raise _refused(f"not an update: {error}", client, instruction) from error
+        if update.client != client or not 0 <= update.rows <= MOST_ROWS:
+            raise _refused("not an update under the client's own name, with its number of rows", client, instruction)
+        return update
+
+    def instruction_size(self, instruction: Instruction) -> int:
+        """Return the bytes of `pack_instruction`; without compression they are counted, not made."""
+        return len(self.pack_instruction(instruction)) if self.zstd else _size(*_instruction_parts(instruction))
+
+    def update_size(self, update: Update) -> int:
+        """Return the bytes of `pack_update`; without compression they are counted, not made."""
+        return len(self.pack_update(update)) if self.zstd else _size(update.delta, _facts(update))
+
+    def _squeezed(self, message: bytes) -> bytes:
+        return _zstandard().ZstdCompressor(level=self.zstd).compress(message) if self.zstd else message
+
+    def _opened(self, message: bytes, most: int) -> bytes:
+        if not self.zstd:
+            if len(message) > most:
+                raise ValueError(f"{len(message)} bytes, where {most} are enough")
+            return message
+        size = _zstandard().frame_content_size(message)
+        if not 0 <= size <= most:
+            raise ValueError(f"unpacks to {size} bytes, where {most} are enough")
+        opened: bytes = _zstandard().ZstdDecompressor().decompress(message, max_output_size=most)
+        return opened
 
 
-def unpack_instruction(message: bytes) -> Instruction:
-    """Return the instruction of a message."""
-    weights, facts = _unpack(message)
-    return Instruction(round=int(facts["round"]), weights=weights, seed=int(facts["seed"]))
+def _zstandard() -> Any:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingDependency("zstandard", extra="zstd", purpose="compressing messages (--zstd)") from error
+    return zstandard
 
 
-def pack_update(update: Update) -> bytes:
-    """Return the bytes of an update."""
-    return _pack(update.delta, _facts(update))
+def received(update: Update, instruction: Instruction, transforms: Sequence[UpdateTransform], like: Weights) -> Update:
+    """Return an update as it is aggregated: the transforms undone, and checked.
+
+    Args:
+        update: As it came over the wire.
+        instruction: That it answers.
+        transforms: Of the algorithm.
+        like: Tensors of the names, types and shapes that it must have (`protocols.expected`).
+
+    Raises:
+        FederationError: It isn't an update to these weights by this client.
+    """
+    client = update.client
+    try:
+        for transform in reversed(transforms):
+            update = transform.on_receive(update, instruction)
+    except (ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:  # a peer may send any tensors
+        raise _refused(f"its update can't be decoded: {error}", client, instruction) from error
+    given = {name: (value.dtype, value.shape) for name, value in update.delta.items()}
+    if given != {name: (value.dtype, value.shape) for name, value in like.items()}:
+        raise _refused("not an update of the shared weights' names, types and shapes", client, instruction)
+    # A sum is finite only if all of it is, and is had at a fraction of the time; if it isn't, it may have overflowed.
+    if not all(math.isfinite(value.sum()) or bool(value.isfinite().all()) for value in update.delta.values()):
+        raise _refused("its training diverged, its update isn't finite: lower --client-lr", client, instruction)
+    return update
 
 
-def update_size(update: Update) -> int:
-    """Return the bytes of `pack_update`, without making them."""
-    return _size(update.delta, _facts(update))
-
-
-def instruction_size(instruction: Instruction) -> int:
-    """Return the bytes of `pack_instruction`, without making them."""
-    return _size(instruction.weights, {"round": instruction.round, "seed": instruction.seed})
+def _refused(message: str, client: str, instruction: Instruction) -> FederationError:
+    return FederationError(message, client=client, round_number=instruction.round, stage="receive")
 
 
 def _size(weights: Weights, facts: dict[str, Any]) -> int:
@@ -62,46 +143,8 @@ def _empty_header(shapes: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]) 
     return len(header) - len(json.dumps("{}"))
 
 
-def unpack_update(message: bytes, *, client: str, instruction: Instruction) -> Update:
-    """Return the update of a message.
-
-    Raises:
-        FederationError: It isn't an update to these weights by this client.
-    """
-    try:
-        delta, facts = _unpack(message)
-        update = Update(str(facts["client"]), delta, int(facts["rows"]), dict(facts["metrics"]))
-    except Exception as error:  # a peer may send anything
-        raise FederationError(
-            f"not an update: {error}", client=client, round_number=instruction.round, stage="receive"
-        ) from error
-    check_update(update, client=client, instruction=instruction)
-    return update
-
-
-def check_update(update: Update, *, client: str, instruction: Instruction) -> None:
-    """Check what a client has answered.
-
-    Raises:
-        FederationError: It isn't an update to these weights by this client.
-    """
-    given = {name: (value.dtype, value.shape) for name, value in update.delta.items()}
-    wanted = {name: (value.dtype, value.shape) for name, value in instruction.weights.items()}
-    if update.client != client or given != wanted or not 0 <= update.rows <= MOST_ROWS:
-        raise FederationError(
-            "not an update of the shared weights' names, types and shapes, under the client's own name",
-            client=client,
-            round_number=instruction.round,
-            stage="receive",
-        )
-    # A sum is finite only if all of it is, and is had at a fraction of the time; if it isn't, it may have overflowed.
-    if not all(math.isfinite(value.sum()) or bool(value.isfinite().all()) for value in update.delta.values()):
-        raise FederationError(
-            "its training diverged, its update isn't finite: lower --client-lr",
-            client=client,
-            round_number=instruction.round,
-            stage="receive",
-        )
+def _instruction_parts(instruction: Instruction) -> tuple[Weights, dict[str, Any]]:
+    return instruction.weights | instruction.extra, {"round": instruction.round, "seed": instruction.seed}
 
 
 def _facts(update: Update) -> dict[str, Any]:

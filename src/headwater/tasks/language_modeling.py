@@ -176,6 +176,7 @@ class StreamObjective:
         seed: Fixes the order of the rows and the lengths of the windows.
         device: That holds the model.
         accumulate: Batches a step.
+        carry: Whether a window starts from the state that the last one has left; else from zeros.
     """
 
     def __init__(
@@ -187,7 +188,10 @@ class StreamObjective:
         seed: int,
         device: torch.device,
         accumulate: int = 1,
+        *,
+        carry: bool = True,
     ) -> None:
+        self._carry = carry
         self._model, self._task, self._batch_size, self._device = model, task, batch_size, device
         count = batch_size * accumulate
         self._streams = Streams(examples, count, task.bptt, seed)
@@ -208,7 +212,7 @@ class StreamObjective:
                 self._model,
                 torch.from_numpy(inputs_BT[part]).to(self._device),
                 torch.from_numpy(targets_BT[part]).to(self._device),
-                None if self._streams.begins(step) else state,
+                None if self._streams.begins(step) or not self._carry else state,
             )
             for name, value in after.items():
                 self._state[name][part] = value.detach().to(self._state[name])
