@@ -126,9 +126,9 @@ class LocalTraining:
 
     def __call__(self, instruction: Instruction, client: Client) -> Update:
         """Train from the instruction's weights; return the difference."""
-        parameters = dict(self.model.named_parameters())
-        shared = {name: parameters[name] for name in instruction.weights}
-        own = {name: parameters[name] for name in self._own}
+        # In the model's order: a resumed run reads its weights back in another one, and a gradient's norm is a sum.
+        shared = {n: p for n, p in self.model.named_parameters() if n in instruction.weights}
+        own = {n: p for n, p in self.model.named_parameters() if n in self._own}
         load_weights(self.model, instruction.weights | self.own_of(client))
         self.model.zero_grad(set_to_none=True)  # whoever had the model before may have left some
         seed = client_seed(instruction.seed, instruction.round, client.name)

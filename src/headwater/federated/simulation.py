@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol, Self
+from uuid import uuid4
 
 from headwater.data.examples import Examples
 from headwater.errors import FederationError
@@ -112,8 +115,10 @@ class LocalCohort:
         self._data = data
         self._client_update = client_update
         self._processes = min(processes, LANES, len(data))
-        self._temporary = None if states else TemporaryDirectory(prefix="headwater-")
-        self._states = ClientStates(states or Path(self._temporary.name))  # type: ignore[union-attr]
+        if states is None:
+            states = Path(tempfile.gettempdir()) / f"headwater-{uuid4().hex}"  # made when a client keeps something
+            weakref.finalize(self, shutil.rmtree, states, ignore_errors=True)
+        self._states = ClientStates(states)
         self._conditions = conditions or Ideal()
         self._wire = wire or Wire()
         self._workers: Workers | None = None
@@ -129,8 +134,6 @@ class LocalCohort:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-        if self._temporary:
-            self._temporary.cleanup()
 
     def close(self) -> None:
         """End the worker processes; the next round would start new ones."""
