@@ -24,7 +24,7 @@ from headwater.cli import main
 from headwater.data.rows import Rows
 from headwater.errors import ConfigError, DataError
 from headwater.federated.client_updates import LocalTraining
-from headwater.federated.protocols import Instruction
+from headwater.federated.protocols import Client, Instruction
 from headwater.metalearning import METHODS
 from headwater.metalearning.adaptation import AdaptOptions, Learner
 from headwater.metalearning.episodes import Episode, EpisodeOptions, read_episodes
@@ -122,7 +122,9 @@ def test_reptile_is_federated_averaging_with_one_client():
     direction, _ = Reptile().direction(one, small)
     model = toy_model(toy_config())
     client = LocalTraining(model, toy_config().make_task(), epochs=1, batch_size=100, lr=0.5)
-    update = client(Instruction(1, weights_of(model), 0), "c", small.both().encode(toy_featurizer(), ("bad", "good")))
+    update = client(
+        Instruction(1, weights_of(model), 0), Client("c", small.both().encode(toy_featurizer(), ("bad", "good")))
+    )
     close(direction, {name: -value for name, value in update.delta.items()})
 
 
