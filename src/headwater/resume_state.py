@@ -40,11 +40,6 @@ def load_state(path: Path | None) -> tuple[Weights, dict[str, Any]] | None:
         ) from error
 
 
-def part(tensors: Weights, prefix: str) -> Weights:
-    """Return the tensors under a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Weights:
     """Return what an optimizer remembers of each parameter, by the parameter's number."""
     return {

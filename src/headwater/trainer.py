@@ -28,10 +28,10 @@ from headwater.model import SequenceModel
 from headwater.precision import Precision, precision
 from headwater.progress import Progress
 from headwater.records import Curve
-from headwater.resume_state import load_state, optimizer_tensors, part, restore_optimizer, save_state
+from headwater.resume_state import load_state, optimizer_tensors, restore_optimizer, save_state
 from headwater.schedules import SCHEDULES
 from headwater.tasks.base import Task
-from headwater.weights import Weights, load_weights, weights_of
+from headwater.weights import Weights, load_weights, part, weights_of
 from headwater.workers import can_fork
 
 AUTOSAVE_SECONDS = 10.0

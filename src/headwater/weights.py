@@ -45,3 +45,8 @@ def add_to(total: Mapping[str, Tensor], weights: Mapping[str, Tensor], scale: fl
 def l2_norm(weights: Mapping[str, Tensor]) -> float:
     """Return the L2 norm over all the numbers, summed in float64."""
     return float(sum(float(value.double().square().sum()) for value in weights.values()) ** 0.5)
+
+
+def part(weights: Mapping[str, Tensor], prefix: str) -> Weights:
+    """Return the weights under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from headwater.data.examples import Examples
-from headwater.resume_state import part
-from headwater.weights import Weights
+from headwater.weights import Weights, part
 
 ClientId = str
 

@@ -16,8 +16,8 @@ from headwater.metalearning.methods import Method
 from headwater.metalearning.options import MetalearnOptions
 from headwater.progress import Progress
 from headwater.records import Curve
-from headwater.resume_state import load_state, optimizer_tensors, part, restore_optimizer, save_state
-from headwater.weights import Weights, add_to, load_weights, weights_of, zeros_like
+from headwater.resume_state import load_state, optimizer_tensors, restore_optimizer, save_state
+from headwater.weights import Weights, add_to, load_weights, part, weights_of, zeros_like
 
 _POINTS = 50
 """Of the curve, at most."""

@@ -5,6 +5,7 @@ Shapes: B batch, T time, N valid steps, H features of the states, V vocabulary, 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
@@ -59,9 +60,11 @@ class LanguageModeling(LanguageModelingOptions, Task):
     one_direction: ClassVar[bool] = True
 
     name: Literal["language_modeling"] = "language_modeling"
+    tied: bool = True
+    """Whether the decoder's softmax weights are the embedding's; else it has a row of its own for each token."""
 
     def head(self, encoder: Encoder, dropout: float) -> nn.Module:
-        """Return a decoder whose softmax weights are the embedding's (Press and Wolf 2017, arXiv:1608.05859).
+        """Return a decoder; a tied one has the embedding's rows as softmax weights (Press and Wolf 2017, arXiv:1608.05859).
 
         Raises:
             ConfigError: The encoder reads numbers.
@@ -70,10 +73,12 @@ class LanguageModeling(LanguageModelingOptions, Task):
             raise ConfigError(
                 "a language model predicts tokens, and numeric rows have none: take --task classification"
             )
-        return TiedDecoder(encoder, dropout)
+        return (TiedDecoder if self.tied else UntiedDecoder)(encoder, dropout)
 
     def head_axes(self, states: tuple[str, ...]) -> Axes:
-        """The decoder is the embedding's mirror image: it reads the states, and the embedding reads what it makes."""
+        """A tied decoder is the embedding's mirror image: it reads the states, the embedding reads what it makes."""
+        if not self.tied:
+            return {"weight": (Axis(), Axis(states, reads=True)), "bias": (Axis(),)}
         mirrored = Axis((EMBEDDING,), reads=True)
         return {"bias": (Axis(),), "project.weight": (mirrored, Axis(states, reads=True)), "project.bias": (mirrored,)}
 
@@ -134,7 +139,36 @@ class LanguageModeling(LanguageModelingOptions, Task):
         return y_NH, targets_BT.flatten()[place_N]
 
 
-class TiedDecoder(nn.Module):
+class Decoder(nn.Module, ABC):
+    """What predicts tokens from states."""
+
+    dropout: nn.Dropout
+
+    @abstractmethod
+    def loss(self, y_NH: Tensor, targets_N: Tensor) -> Tensor:
+        """Return the mean cross entropy of states' logits; the caller has dropped what is to be dropped."""
+
+
+class UntiedDecoder(Decoder):
+    """A linear layer: softmax weights of its own, a row a token."""
+
+    def __init__(self, encoder: TokenEncoder, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        linear = nn.Linear(encoder.output_size, encoder.embedding.num_embeddings)
+        self.weight, self.bias = linear.weight, nn.Parameter(torch.zeros_like(linear.bias))
+
+    def forward(self, y: Tensor, lengths_B: Tensor) -> Tensor:
+        """Return logits (..., V) for states (..., H)."""
+        del lengths_B
+        return F.linear(self.dropout(y), self.weight, self.bias)
+
+    def loss(self, y_NH: Tensor, targets_N: Tensor) -> Tensor:
+        """Return the mean cross entropy of states' logits; the caller has dropped what is to be dropped."""
+        return linear_cross_entropy(y_NH, self.weight, self.bias, targets_N)
+
+
+class TiedDecoder(Decoder):
     """A linear map to the embedding's size, then the embedding's own rows as the softmax weights."""
 
     def __init__(self, encoder: TokenEncoder, dropout: float) -> None:
@@ -156,9 +190,9 @@ class TiedDecoder(nn.Module):
         return linear_cross_entropy(self.project(y_NH), self._embedding[0].weight, self.bias, targets_N)
 
 
-def _decoder(model: SequenceModel) -> TiedDecoder:
+def _decoder(model: SequenceModel) -> Decoder:
     head = model.head
-    assert isinstance(head, TiedDecoder)  # noqa: S101 - what this task's models have
+    assert isinstance(head, Decoder)  # noqa: S101 - what this task's models have
     return head
 
 

@@ -30,7 +30,7 @@ from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.regularization import Anchor, ShrunkClassification
 from headwater.transfer_learning.virtual_adversarial import VirtualAdversarial
 from headwater.transfer_learning.vocabulary import Remapping, union_featurizer
-from headwater.weights import Weights, load_weights
+from headwater.weights import Weights, load_weights, part
 
 
 @dataclass
@@ -244,7 +244,8 @@ def _encoder(source: Checkpoint, featurizer: Featurizer, *, new_input: bool) -> 
 def _task(source: Checkpoint, splits: Splits, options: TransferOptions) -> dict[str, Any]:
     """Return the settings of the target's task."""
     if options.task == LANGUAGE_MODELING:
-        return {"name": options.task} | options.only(LanguageModelingOptions).model_dump()
+        tied = source.config.task.get("tied", True)
+        return {"name": options.task, "tied": tied} | options.only(LanguageModelingOptions).model_dump()
     pooling = source.config.task.get("pooling", "concat")
     return {"name": options.task, "labels": splits.labels, "pooling": pooling}
 
@@ -261,7 +262,7 @@ def _carry_over(job: Job, *, head: bool) -> None:
         remapping = Remapping(known, target)
         kept["encoder.embedding.weight"] = remapping.rows(embedding)
         if head and has_decoder(job.source):
-            kept["head.bias"] = remapping.biases(kept["head.bias"])
+            kept |= {f"head.{name}": value for name, value in remapping.decoder(part(kept, "head.")).items()}
         job.coverage = remapping.coverage(job.splits.train.texts)
         job.notes += remapping.notes(job.coverage)
     load_weights(job.model, kept)

@@ -25,7 +25,7 @@ from headwater.transfer_learning.language_model import has_decoder
 from headwater.transfer_learning.options import TransferOptions
 from headwater.transfer_learning.task_sampling import Drawn, Draws
 from headwater.transfer_learning.vocabulary import Remapping
-from headwater.weights import load_weights
+from headwater.weights import load_weights, part
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def language_model(job: Job) -> list[TaskBeside]:
         rows = job.read_more(options.lm_data, text=options.lm_text)
         job.source_uses.append(rows.use("unlabelled"))
     examples = Examples(job.featurizer.encode_all(rows.texts))
-    objective = _objective(job, LanguageModeling(), examples)
+    objective = _objective(job, LanguageModeling(tied=job.source.config.task.get("tied", True)), examples)
     _start_from_the_sources_head(job, objective.model.head)
     return [TaskBeside("language model", options.lm_weight, objective)]
 
@@ -134,8 +134,5 @@ def _start_from_the_sources_head(job: Job, head: nn.Module) -> None:
     """Take over the decoder of a source that is a language model."""
     if not has_decoder(job.source):
         return
-    weights = job.source.weights()
-    kept = {f"project.{name}": weights[f"head.project.{name}"] for name in ("weight", "bias")}
     known, target = text_featurizer(job.source.featurizer), text_featurizer(job.featurizer)
-    kept["bias"] = Remapping(known, target).biases(weights["head.bias"])
-    load_weights(head, kept)
+    load_weights(head, Remapping(known, target).decoder(part(job.source.weights(), "head.")))

@@ -15,6 +15,7 @@ from headwater.features.text import SPECIAL, TextFeaturizer
 from headwater.records import COVERAGE_KINDS, Coverage
 from headwater.transfer_learning.chinese import EXTRA, simplifier
 from headwater.transfer_learning.matching import Match, Matcher, has_chinese
+from headwater.weights import Weights
 
 
 def union_featurizer(source: TextFeaturizer, target: TextFeaturizer) -> TextFeaturizer:
@@ -53,7 +54,14 @@ class Remapping:
         mean_E = rows_VE[len(SPECIAL) :].mean(0)
         return torch.stack([_mean(rows_VE, match, mean_E) for match in self._matches.values()])
 
-    def biases(self, bias_V: Tensor) -> Tensor:
+    def decoder(self, weights: Weights) -> Weights:
+        """Return the target's decoder from the source's, by the names of its own parameters."""
+        remapped = {"bias": self._biases(weights["bias"])}
+        if "weight" in weights:  # of a softmax that isn't tied to the embedding
+            remapped["weight"] = self.rows(weights["weight"])
+        return weights | remapped
+
+    def _biases(self, bias_V: Tensor) -> Tensor:
         """Return the target's biases of a softmax over the vocabulary, (V',), from the source's.
 
         A new token, and one that is made of several, has the mean bias: how often a whole occurs its parts don't tell.
