@@ -154,6 +154,8 @@ def federate(name, method, top, *, minute, private=False, rounds=30):
         RoundRow(
             round=number, clients=8 + int(rng.integers(-2, 3)), bytes_down=23_100_000, bytes_up=23_400_000,
             metrics=figures(float(top - 0.24 * 0.86**number + rng.normal(0, 0.004))),
+            losses=[share * (0.4 + 0.9**number) for share in (0.5, 0.8, 1.0, 1.2, 1.9)],
+            failed={"ann": "too slow"} if number % 5 == 0 else {},
         )
         for number in range(1, rounds + 1)
     ]  # fmt: skip

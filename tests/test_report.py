@@ -312,6 +312,23 @@ def test_federations_state_rounds_bytes_and_why_they_ended(html):
         assert expected in words
 
 
+def test_federations_show_how_clients_are_spread_what_was_sent_and_who_failed(html):
+    words = Page("<p" + section(html, "federated") + "</p>").text
+    for title in ("Clients' training losses", "Accuracy by what was sent", "Updates that were not taken in"):
+        assert title in words
+    assert re.search(r"too slow 6 ann \(6\)", words)
+
+
+def test_a_federation_that_is_measured_now_and_then_is_drawn(tmp_path):
+    record = made.federate("now_and_then", "weighted", 0.8, minute=3)
+    rounds = [
+        row if row.round % 10 == 0 else row.model_copy(update={"metrics": {}, "losses": []}) for row in record.rounds
+    ]
+    page = page_of([record.model_copy(update={"rounds": rounds})], tmp_path)
+    assert "federated" in page.ids
+    assert "nan" not in page.text.lower().split()
+
+
 def test_size_ratio_is_that_to_the_float32_checkpoint(html):
     assert f"{(5_649_544 + 208_100) / (1_462_300 + 208_100):.2f}{fmt.TIMES}" in section(html, "device")
 

@@ -60,9 +60,12 @@ class Progress:
         elif not self.quiet and time.monotonic() - self._printed > _LINE_SECONDS:
             self._line(f"step {done}/{total}{shown}")
 
-    def epoch_done(self, epoch: int, epochs: int, figures: dict[str, float], *, unit: str = "epoch") -> None:
-        """Show the figures at the end of an epoch or a round."""
-        self._figures = " " + " ".join(f"{name} {value:.3f}" for name, value in figures.items() if name != "n")
+    def epoch_done(
+        self, epoch: int, epochs: int, figures: dict[str, float], *, unit: str = "epoch", more: str = ""
+    ) -> None:
+        """Show the figures at the end of an epoch or a round, and what `more` there is to say."""
+        said = [f"{name} {value:.3f}" for name, value in figures.items() if name != "n"]
+        self._figures = " " + " ".join([*said, more] if more else said)
         if not self._terminal and not self.quiet:
             self._line(f"{unit} {epoch}/{epochs}{self._figures}")
 

@@ -212,8 +212,11 @@ class _Federation:
         """Save the state and show the figures."""
         save_state(self.workspace.state_file(), state.tensors(), state.facts())
         record = state.records[-1]
-        self.workspace.progress.advance(record.round, self.options.rounds)
-        self.workspace.progress.epoch_done(record.round, self.options.rounds, record.metrics, unit="round")
+        sent = sum(row.bytes_up for row in state.records) / 2**20
+        more = f"{record.clients - len(record.failed)} of {record.clients} clients, {sent:.1f} MiB up"
+        progress = self.workspace.progress
+        progress.epoch_done(record.round, self.options.rounds, record.metrics, unit="round", more=more)
+        progress.advance(record.round, self.options.rounds)
 
     def add_controls(self, facts: dict[str, Any], before: Measured) -> Measured:
         """Train both controls; return what each client reaches alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from headwater.report.charts import Series, change_chart, distribution_chart, li
 from headwater.report.collect import distinct_labels, measured
 from headwater.statistics import paired_bootstrap, verdict, worst_decile
 
+_NAMED = 8
+"""Clients that are named beside a reason for failing."""
 CONTROLS = {"alone": "Each client alone", "central": "All rows in one place"}
 
 
@@ -48,6 +51,9 @@ def federated_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
         "private": any(record.privacy for record in federations),
         "curves": curves,
         "clients": client_chart(labels, federations),
+        "sent": sent_chart(labels, federations),
+        "losses": [loss_chart(label, record) for label, record in zip(labels, federations, strict=True)],
+        "failures": failures(federations, labels),
     }
 
 
@@ -67,6 +73,44 @@ def federation_line(label: str, record: StageRecord) -> dict[str, Any]:
         "up": sum(row.bytes_up for row in record.rounds),
         "privacy": record.privacy,
     }
+
+
+def sent_chart(labels: Sequence[str], records: Sequence[StageRecord]) -> Markup:
+    """Draw the accuracy by what the clients have sent until then."""
+    series = []
+    for label, record in zip(labels, records, strict=True):
+        sent = np.cumsum([row.bytes_up for row in record.rounds]) / 2**20
+        points = [(x, row.metrics["accuracy"]) for x, row in zip(sent, record.rounds, strict=True) if row.metrics]
+        series.append(Series(label, [x for x, _ in points], [y for _, y in points]))
+    return line_chart(
+        series, title="Accuracy by what was sent", x_label="MiB up", show=fmt.percent, show_tick=fmt.percent_tick
+    )
+
+
+def loss_chart(label: str, record: StageRecord) -> Markup:
+    """Draw how the clients' training losses are spread in each round."""
+    rounds = [row for row in record.rounds if row.losses]
+    numbers = [float(row.round) for row in rounds]
+    series = [
+        Series(name, numbers, [row.losses[place] for row in rounds])
+        for place, name in enumerate(("least", "lower quartile", "median", "upper quartile", "largest"))
+    ]
+    return line_chart(series if rounds else [], title=f"Clients' training losses, {label}", x_label="round")
+
+
+def failures(records: Sequence[StageRecord], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Return which clients' updates were not taken in, and why: a line for each federation and reason."""
+    lines = []
+    for label, record in zip(labels, records, strict=True):
+        found: dict[str, Counter[str]] = {}
+        for row in record.rounds:
+            for client, why in row.failed.items():
+                found.setdefault(why, Counter())[client] += 1
+        for why, clients in sorted(found.items(), key=lambda item: -item[1].total()):
+            named = ", ".join(f"{client} ({times})" for client, times in clients.most_common(_NAMED))
+            more = f", and {len(clients) - _NAMED} more" if len(clients) > _NAMED else ""
+            lines.append({"label": label, "why": why, "times": clients.total(), "clients": named + more})
+    return lines
 
 
 def controls_of(records: Sequence[StageRecord]) -> list[tuple[str, Metrics]]:
