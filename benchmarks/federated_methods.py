@@ -2,8 +2,8 @@
 
     python federated_methods.py trec6/train.jsonl.gz trec6/test.jsonl.gz OUT [NAME ...]
 
-The questions of trec6 (six kinds) are dealt to 40 clients, mostly a kind or two each (Dirichlet, alpha 0.3); eight of them
-train in a round. All begin with the same new model. A run that is complete is kept, so names can be added.
+The questions of trec6 (six kinds) are dealt to 40 clients, mostly a kind or two each (Dirichlet, alpha 0.3); eight of
+them train in a round. All begin with the same new model. A run that is complete is kept, so names can be added.
 """
 
 from __future__ import annotations

@@ -193,17 +193,12 @@ def fit(
     trained = trained or model
     device = next(model.parameters()).device
     notes: list[str] = []
-    found: list[Curve] = []
     if options.processes > options.processes_on(device) == 1:
         notes.append("--processes was ignored: on a machine with a GPU one process trains.")
     with precision(options.precision, device):
-        if options.lr == "auto":
-            tested = _range_test(trained, objectives, groups, options, seed)
-            lr = suggest_lr(tested)
-            found.append(tested.model_copy(update={"chosen": lr}))
+        lr, found = _rate(trained, objectives, groups, options, seed)
+        if found:
             notes.append(f"The learning-rate finder chose {lr:.2g}.")
-        else:
-            lr = options.lr
         run = _Run(trained, objectives, options, lr, groups, seed, state_file)
         torch.manual_seed(seed)
         run.restore()
@@ -214,12 +209,27 @@ def fit(
                 run.finish_epoch(figures, _score(figures, best_by) if best_by else float(run.epoch))
                 if progress:
                     progress.epoch_done(run.epoch, options.epochs, figures)
-    if state_file:
-        run.save()  # a stage that is killed in a later training doesn't begin this one again
     if not all(bool(value.isfinite().all()) for value in run.best_weights.values()):
         raise DataError(f"the weights became infinite or not a number after {run.step} steps: lower --lr or --clip")
+    if state_file:
+        run.save()  # a stage that is killed in a later training doesn't begin this one again
     load_weights(trained, run.best_weights)
     return FitResult([*run.curves(), *found], run.best_figures, run.stopped, tuple(notes))
+
+
+def _rate(
+    trained: torch.nn.Module,
+    objectives: Sequence[Objective],
+    groups: Sequence[ParameterGroup],
+    options: TrainOptions,
+    seed: int,
+) -> tuple[float, list[Curve]]:
+    """Return the peak learning rate, and the finder's curve if it chose that."""
+    if options.lr != "auto":
+        return options.lr, []
+    tested = _range_test(trained, objectives, groups, options, seed)
+    lr = suggest_lr(tested)
+    return lr, [tested.model_copy(update={"chosen": lr})]
 
 
 def _score(figures: dict[str, float], best_by: tuple[str, bool]) -> float:
