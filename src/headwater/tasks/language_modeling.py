@@ -64,7 +64,7 @@ class LanguageModeling(LanguageModelingOptions, Task):
     """Whether the decoder's softmax weights are the embedding's; else it has a row of its own for each token."""
 
     def head(self, encoder: Encoder, dropout: float) -> nn.Module:
-        """Return a decoder; a tied one takes the embedding's rows for its softmax (Press and Wolf 2017, arXiv:1608.05859).
+        """Return a decoder; a tied one has the embedding's rows as its softmax (Press and Wolf 2017, arXiv:1608.05859).
 
         Raises:
             ConfigError: The encoder reads numbers.
