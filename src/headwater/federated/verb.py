@@ -13,17 +13,19 @@ from headwater.checkpoint import Checkpoint
 from headwater.config import cores
 from headwater.data.rows import TOO_FEW, Rows
 from headwater.errors import ConfigError
-from headwater.federated import AGGREGATORS, METHODS
+from headwater.federated import AGGREGATORS, METHODS, SAMPLERS
 from headwater.federated.aggregators import FixedMean
-from headwater.federated.algorithm import FederationState, Stopping, run_rounds
+from headwater.federated.algorithm import FederationState, InRounds, Pace, Stopping, run_rounds
+from headwater.federated.asynchronous import Buffered
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.clip_and_noise import ClipAndNoise
+from headwater.federated.conditions import ConditionOptions, World
 from headwater.federated.controls import measure_alone, train_central
 from headwater.federated.measuring import Measure, Measured, trivial
 from headwater.federated.options import FederateOptions
 from headwater.federated.population import Population, read_population
-from headwater.federated.protocols import FederatedAlgorithm
-from headwater.federated.sampling import Poisson, Uniform
+from headwater.federated.protocols import ClientId, FederatedAlgorithm, Sampler
+from headwater.federated.sampling import Draws, Poisson, wanted
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.wire import Wire
@@ -79,6 +81,8 @@ class _Federation:
         self.model = self.checkpoint.model().to(workspace.device)
         self.task = self.checkpoint.config.make_task()
         self.examples = self.population.examples(self.checkpoint.featurizer)
+        self.rows_C = np.array([len(self.examples[client]) for client in sorted(self.examples)])
+        self.world = self._world()
         self.valid = self._measure(self.population.valid) if len(self.population.valid) else None
         self.test = self._measure(self.population.test)
         self.methods = [
@@ -112,6 +116,19 @@ class _Federation:
             evaluate_every=options.evaluate_every,
         )
 
+    def _world(self) -> World:
+        options, median = self.options, float(np.median(self.rows_C))
+        for name, most in (("cohort", options.cohort), ("buffer", options.buffer)):
+            if most > len(self.rows_C):
+                raise ConfigError(f"{name} = {most}: there are {len(self.rows_C)} clients, so take no more than that")
+
+        def load(client: ClientId) -> float:
+            return 1.0 if options.local_steps else len(self.examples[client]) / median
+
+        closes = options.over_select and not options.buffer and options.sampler != "poisson"
+        enough = wanted(options.participation, options.cohort, len(self.rows_C)) if closes else 0
+        return World(options.only(ConditionOptions), options.seed, load, enough)
+
     def _measure(self, rows: Rows) -> Measure:
         return Measure(rows, self.task, self.checkpoint.featurizer, self.population.labels)
 
@@ -125,6 +142,7 @@ class _Federation:
             self.local,
             processes=self.processes,
             states=self.workspace.folder / ".clients",
+            conditions=self.world,
             wire=Wire(self.options.zstd),
         ) as cohort:
             weights, why = run_rounds(
@@ -134,6 +152,7 @@ class _Federation:
                 self.stopping,
                 self.evaluate,
                 seed=self.options.seed,
+                pace=self.pace(algorithm.sampler),
                 after_round=self.after_round,
             )
         before, after = self.measure(self.start), self.measure(weights)
@@ -164,12 +183,19 @@ class _Federation:
                 transforms=self.methods,
                 aggregator=made("headwater.aggregators", AGGREGATORS, options.aggregator, options),
                 server_optimizer=server,
-                sampler=Uniform(options.participation, options.seed),
+                sampler=made(
+                    "headwater.samplers",
+                    SAMPLERS,
+                    options.sampler,
+                    options,
+                    rows_C=self.rows_C,
+                    available=self.world.available,
+                ),
             )
             return plain, None
         clients = len(self.examples)
         delta = options.delta or clients**-1.1
-        rate = min(options.participation, 0.999)
+        rate = min(options.cohort / clients or options.participation, 0.999)
         self.workspace.progress.note(f"finding the noise that keeps within epsilon {options.epsilon:g} ...")
         noise = noise_for(options.epsilon, sampling_rate=rate, rounds=options.rounds, delta=delta)
         expected = rate * clients
@@ -190,9 +216,21 @@ class _Federation:
             transforms=(*self.methods, transform),
             aggregator=FixedMean(expected),
             server_optimizer=server,
-            sampler=Poisson(rate, options.seed),
+            sampler=Poisson(rate, options.seed, available=self.world.available),
         )
         return private, privacy
+
+    def pace(self, sampler: Sampler) -> Pace:
+        """Return when the server steps."""
+        options = self.options
+        if not options.buffer:
+            return InRounds()
+        if not isinstance(sampler, Draws):
+            raise ConfigError(
+                f"sampler = {options.sampler!r}: with --buffer clients are drawn one by one, which a sampler that "
+                "derives from headwater.federated.sampling.Draws can do"
+            )
+        return Buffered(options.buffer, options.concurrency, sampler, self.world)
 
     def evaluate(self, weights: Weights) -> Metrics:
         """Return the held-out figures of shared weights."""
@@ -243,7 +281,7 @@ class _Federation:
 
     def notes(self) -> list[str]:
         """Return what a reader should know."""
-        counts = np.array([len(examples) for examples in self.examples.values()])
+        counts = self.rows_C
         shared = sum(value.numel() for value in self.start.values())
         spread = f"{counts.min()} to {counts.max()} training rows (median {int(np.median(counts))})"
         notes = [f"{len(counts)} clients with {spread}; {shared:,} numbers are shared."]
