@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from headwater.checkpoint import Checkpoint
 from headwater.config import cores
 from headwater.data.rows import TOO_FEW, Rows
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, WorkerError
 from headwater.federated import AGGREGATORS, METHODS, SAMPLERS
 from headwater.federated.aggregators import FixedMean
 from headwater.federated.algorithm import FederationState, InRounds, Pace, Stopping, run_rounds
@@ -21,6 +22,7 @@ from headwater.federated.client_updates import LocalTraining
 from headwater.federated.clip_and_noise import ClipAndNoise
 from headwater.federated.conditions import ConditionOptions, World
 from headwater.federated.controls import measure_alone, train_central
+from headwater.federated.distributed import DistributedCohort, Ranks, joined
 from headwater.federated.measuring import Measure, Measured, trivial
 from headwater.federated.options import FederateOptions
 from headwater.federated.population import Population, read_population
@@ -31,10 +33,11 @@ from headwater.federated.simulation import LocalCohort
 from headwater.federated.wire import Wire
 from headwater.model import FROZEN, Freeze
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
+from headwater.progress import Progress
 from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
 from headwater.registry import made
 from headwater.resume_state import load_state, save_state
-from headwater.stage import Outcome, Workspace, run_stage
+from headwater.stage import Outcome, Workspace, run_stage, set_device, working_folder
 from headwater.tasks import task_class
 from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.weights import Weights, load_weights, weights_of
@@ -57,15 +60,29 @@ def federate(checkpoint: Checkpoint, options: FederateOptions) -> Checkpoint:
     Raises:
         HeadwaterError: The data, the options or the output folder can't be used, or a client failed.
     """
-    run_stage("federate", options, lambda workspace: _Federation(checkpoint, options, workspace).run(), checkpoint)
+    with joined() as ranks:
+        if ranks and ranks.rank:
+            device = set_device(options)
+            workspace = Workspace(working_folder(options), device, Progress("federate", quiet=True))
+            _Federation(checkpoint, options, workspace, ranks).serve()
+        else:
+            run_stage(
+                "federate",
+                options,
+                lambda workspace: _Federation(checkpoint, options, workspace, ranks).run(),
+                checkpoint,
+            )
     return Checkpoint.load(options.out)
 
 
 class _Federation:
     """One run: reads the population, puts the algorithm together, runs it beside its controls."""
 
-    def __init__(self, source: Checkpoint, options: FederateOptions, workspace: Workspace) -> None:
+    def __init__(
+        self, source: Checkpoint, options: FederateOptions, workspace: Workspace, ranks: Ranks | None = None
+    ) -> None:
         self.source = source
+        self.ranks = ranks
         self.options = options
         self.workspace = workspace
         kind = task_class(options.task)
@@ -137,14 +154,7 @@ class _Federation:
         algorithm, privacy = self.assemble()
         loaded = load_state(self.workspace.state_file())
         state = FederationState.of(*loaded) if loaded else FederationState(self.start)
-        with LocalCohort(
-            self.examples,
-            self.local,
-            processes=self.processes,
-            states=self.workspace.folder / ".clients",
-            conditions=self.world,
-            wire=Wire(self.options.zstd),
-        ) as cohort:
+        with self.cohort() as cohort:
             weights, why = run_rounds(
                 algorithm,
                 cohort,
@@ -172,6 +182,38 @@ class _Federation:
         facts["clients"] = self.client_rows(before, after, alone)
         load_weights(self.model, weights)
         return Outcome(self.checkpoint.with_model(self.model), facts, (self.source,))
+
+    def serve(self) -> None:
+        """Work off clients for the process that runs the stage.
+
+        Raises:
+            WorkerError: That one has failed, or its folder isn't seen from here.
+        """
+
+        def see_folder() -> None:
+            if not self.workspace.folder.is_dir():
+                raise WorkerError(
+                    f"{self.workspace.folder} isn't seen from here: with torchrun all machines must see the folder "
+                    "that --out lies in"
+                )
+
+        algorithm, _ = self.assemble()
+        with self.cohort() as cohort:
+            assert isinstance(cohort, DistributedCohort)  # noqa: S101 - there are ranks
+            cohort.serve(algorithm, see_folder)
+
+    def cohort(self) -> LocalCohort:
+        """Return the simulated clients."""
+        given: dict[str, Any] = {
+            "processes": self.processes,
+            "states": self.workspace.folder / ".clients",
+            "conditions": self.world,
+            "wire": Wire(self.options.zstd),
+        }
+        if self.ranks:
+            rows = self.population.train.use("train").sha256
+            return DistributedCohort(self.ranks, rows, self.examples, self.local, **given)
+        return LocalCohort(self.examples, self.local, **given)
 
     def assemble(self) -> tuple[FederatedAlgorithm, Privacy | None]:
         """Put the algorithm together."""
@@ -302,7 +344,8 @@ class _Federation:
 
 def _processes(wanted: int) -> int:
     if can_fork():
-        return wanted or cores()
+        # What torchrun starts on a machine shares its processors.
+        return wanted or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if wanted > 1:
         raise ConfigError(
             f"--processes {wanted}: on a machine with a GPU the clients run in one process; leave it at 0"
