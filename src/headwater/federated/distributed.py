@@ -80,7 +80,16 @@ def joined() -> Iterator[Ranks | None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo", timeout=_PATIENCE)
-    before = signal.signal(signal.SIGTERM, _terminated)  # torchrun's word that another process has ended
+    here = os.getpid()
+
+    def terminated(number: int, frame: object) -> NoReturn:
+        """Say why this process ends; torchrun ends those that it has forked too, and they say nothing."""
+        del number, frame
+        if os.getpid() != here:
+            os._exit(1)
+        raise WorkerError(_ENDED)
+
+    before = signal.signal(signal.SIGTERM, terminated)
     ranks, failure = Ranks(), ""
     try:
         yield ranks
@@ -115,7 +124,7 @@ class DistributedCohort(LocalCohort):
 
         Args:
             algorithm: The same as there.
-            ready: Called with the first order; raises if this process can't follow it.
+            ready: Called with each order; raises if this process can't follow it.
 
         Raises:
             WorkerError: Rank 0 has failed, or has other rows.
@@ -230,8 +239,3 @@ def _died() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of gloo: the connection is closed
         raise WorkerError(_ENDED) from error
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    del number, frame
-    raise WorkerError(_ENDED)
