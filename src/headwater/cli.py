@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from headwater.config import Config, RunOptions, read_toml
 from headwater.errors import ConfigError, HeadwaterError, did_you_mean
-from headwater.own_process import settle
+from headwater.own_process import leads, settle
 from headwater.records import Record
 from headwater.verbs import STAGES, VERBS, Verb
 
@@ -116,7 +116,8 @@ def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
         settle()
     result = verb(options, subject)
     if isinstance(options, RunOptions):
-        _print_stage(options.out)
+        if leads():
+            _print_stage(options.out)
     elif isinstance(result, list):
         _print("\n".join(result))
     elif as_json:

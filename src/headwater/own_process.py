@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def settle() -> None:
 def settled() -> bool:
     """Return whether this process is: those that it starts are then to be so too, for the same bits."""
     return _State.settled
+
+
+def leads() -> bool:
+    """Return whether this process is to speak: of those that torchrun has started, the first one alone."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def keep_memory() -> bool:

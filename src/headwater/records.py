@@ -92,6 +92,10 @@ class RoundRow(Record):
     """Of the clients' training: the least, the lower quartile, the median, the upper quartile and the largest."""
     failed: dict[str, str] = {}
     """Why, by the names of those whose update was not taken in."""
+    time: float = 0.0
+    """Simulated time since the beginning, in times that the median client needs for a round."""
+    staleness: float | None = None
+    """Of buffered aggregation: how many steps the server had taken since a client was given its weights, on average."""
     epsilon: float | None = None
     """Privacy spent so far, never too low; of a long private federation known for some of the rounds only."""
 

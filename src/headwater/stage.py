@@ -93,7 +93,7 @@ def run_stage(
             _check_same(done, options, asked)
             return done
     device = set_device(options)
-    partial = options.out.with_name(options.out.name + ".partial")
+    partial = working_folder(options)
     started, clock = datetime.now(UTC), time.perf_counter()
     with (
         _locked(partial),
@@ -125,6 +125,11 @@ def run_stage(
         record = StageRecord(**(facts | outcome.facts | {"notes": notes}))
         _publish(options.out, partial, record, outcome)
     return record
+
+
+def working_folder(options: RunOptions) -> Path:
+    """Return where a stage works until it is done."""
+    return options.out.with_name(options.out.name + ".partial")
 
 
 @contextmanager

@@ -23,3 +23,9 @@ PARTITIONERS = {
     "iid": "headwater.federated.partition:iid",
     "dirichlet": "headwater.federated.partition:dirichlet",
 }
+SAMPLERS = {
+    "uniform": "headwater.federated.sampling:Uniform",
+    "weighted": "headwater.federated.sampling:Weighted",
+    "poisson": "headwater.federated.sampling:Poisson",
+    "round_robin": "headwater.federated.sampling:RoundRobin",
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,6 +61,7 @@ class FederationState:
     waited: int = 0
     records: list[RoundRow] = field(default_factory=list)
     method: Weights = field(default_factory=dict)
+    pace: Weights = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """Return what isn't a tensor, as JSON values."""
@@ -73,13 +74,13 @@ class FederationState:
 
     def tensors(self) -> Weights:
         """Return the tensors under names."""
-        parts = {"now": self.weights, "best": self.best_weights, "method": self.method}
+        parts = {"now": self.weights, "best": self.best_weights, "method": self.method, "pace": self.pace}
         return {f"{part}/{name}": value for part, weights in parts.items() for name, value in weights.items()}
 
     @classmethod
     def of(cls, tensors: Weights, facts: dict[str, Any]) -> FederationState:
         """Return the state that `tensors` and `facts` were taken from."""
-        parts: dict[str, Weights] = {"now": {}, "best": {}, "method": {}}
+        parts: dict[str, Weights] = {"now": {}, "best": {}, "method": {}, "pace": {}}
         for key, value in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = value
@@ -91,7 +92,57 @@ class FederationState:
             facts["waited"],
             [RoundRow(**record) for record in facts["records"]],
             parts["method"],
+            parts["pace"],
         )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of the server is made from.
+
+    Attributes:
+        instruction: What the weights that the server has now were sent as.
+        aggregate: Of the clients' updates.
+        asked: How many clients were asked.
+        replies: Who answered.
+        staleness: How many steps old the weights were that the updates began with, on average, where that varies.
+    """
+
+    instruction: Instruction
+    aggregate: Weights
+    asked: int
+    replies: Replies
+    staleness: float | None = None
+
+
+class Pace(Protocol):
+    """When the server asks whom, and when it takes a step."""
+
+    def step(self, algorithm: FederatedAlgorithm, cohort: Cohort, instruction: Instruction) -> Step:
+        """Return what the server's next step is made from; the instruction holds the weights as they are now."""
+
+    def state(self) -> Weights:
+        """Return what the next step depends on."""
+
+    def restore(self, state: Weights) -> None:
+        """Take up a saved state."""
+
+
+class InRounds(Pace):
+    """All clients of a round begin with the same weights, and the server steps when the round is closed."""
+
+    def step(self, algorithm: FederatedAlgorithm, cohort: Cohort, instruction: Instruction) -> Step:
+        """Ask the sampled clients."""
+        clients = algorithm.sampler.sample(instruction.round, cohort.clients())
+        return Step(instruction, _aggregate(algorithm, cohort, instruction, clients), len(clients), cohort.replies)
+
+    def state(self) -> Weights:
+        """Return nothing: rounds are apart."""
+        return {}
+
+    def restore(self, state: Weights) -> None:
+        """Take up nothing."""
+        del state
 
 
 def run_rounds(
@@ -102,6 +153,7 @@ def run_rounds(
     evaluate: Callable[[Weights], Metrics],
     *,
     seed: int,
+    pace: Pace | None = None,
     after_round: Callable[[FederationState], None] | None = None,
 ) -> tuple[Weights, str]:
     """Run rounds until a target, a plateau or the limit.
@@ -113,6 +165,7 @@ def run_rounds(
         stopping: When to end.
         evaluate: Returns the held-out figures of shared weights.
         seed: Goes to the clients.
+        pace: When the server steps; in rounds, if it isn't said.
         after_round: Called with the state after each round: to save it, to show it.
 
     Returns:
@@ -121,43 +174,62 @@ def run_rounds(
     Raises:
         FederationError: A client's answer can't be used.
     """
+    pace = pace or InRounds()
     algorithm.restore(state.method)
+    pace.restore(state.pace)
     while not (why := _why_stop(state, stopping)):
-        number = state.round + 1
-        clients = algorithm.sampler.sample(number, cohort.clients())
-        instruction = Instruction(number, state.weights, seed)
+        instruction = Instruction(state.round + 1, state.weights, seed)
         for transform in algorithm.transforms:
             instruction = transform.on_instruct(instruction)
         down, up = cohort.bytes_down, cohort.bytes_up
-        aggregate = _aggregate(algorithm, cohort, instruction, clients)
-        replies = cohort.replies
-        _check(replies, number)
-        if len(replies.metrics) >= stopping.min_replies or not clients:
-            for transform in reversed(algorithm.transforms):
-                aggregate = transform.on_aggregate(aggregate, instruction, len(replies.metrics))
-            state.weights = algorithm.server_optimizer.step(state.weights, aggregate)
-            state.method = algorithm.state()
-        metrics = evaluate(state.weights) if stopping.measures(number) else {}
-        if not math.isfinite(metrics.get("loss", 0.0)):
-            raise FederationError(
-                "the model's loss is no longer finite: lower --client-lr or --server-lr",
-                client="(all)",
-                round_number=number,
-                stage="aggregate",
-            )
-        record = RoundRow(
-            round=number,
-            clients=len(clients),
-            bytes_down=cohort.bytes_down - down,
-            bytes_up=cohort.bytes_up - up,
-            metrics=metrics,
-            losses=_spread([figures["loss"] for figures in replies.metrics.values() if "loss" in figures]),
-            failed=replies.failed,
-        )
-        _finish(state, record, stopping)
+        step = pace.step(algorithm, cohort, instruction)
+        state.pace = pace.state()
+        _check(step.replies, instruction.round)
+        if len(step.replies.metrics) >= stopping.min_replies or not step.asked:
+            _take(algorithm, state, step)
+        metrics = _measured(evaluate, state, stopping)
+        _finish(state, _row(state, step, metrics, cohort.bytes_down - down, cohort.bytes_up - up), stopping)
         if after_round:
             after_round(state)
     return (state.best_weights if stopping.keep_best else state.weights), why
+
+
+def _take(algorithm: FederatedAlgorithm, state: FederationState, step: Step) -> None:
+    """Take the server's step."""
+    aggregate = step.aggregate
+    for transform in reversed(algorithm.transforms):
+        aggregate = transform.on_aggregate(aggregate, step.instruction, len(step.replies.metrics))
+    state.weights = algorithm.server_optimizer.step(state.weights, aggregate)
+    state.method = algorithm.state()
+
+
+def _measured(evaluate: Callable[[Weights], Metrics], state: FederationState, stopping: Stopping) -> Metrics:
+    number = state.round + 1
+    metrics = evaluate(state.weights) if stopping.measures(number) else {}
+    if not math.isfinite(metrics.get("loss", 0.0)):
+        raise FederationError(
+            "the model's loss is no longer finite: lower --client-lr or --server-lr",
+            client="(all)",
+            round_number=number,
+            stage="aggregate",
+        )
+    return metrics
+
+
+def _row(state: FederationState, step: Step, metrics: Metrics, down: int, up: int) -> RoundRow:
+    before = state.records[-1].time if state.records else 0.0
+    replies = step.replies
+    return RoundRow(
+        round=step.instruction.round,
+        clients=step.asked,
+        bytes_down=down,
+        bytes_up=up,
+        metrics=metrics,
+        losses=_spread([figures["loss"] for figures in replies.metrics.values() if "loss" in figures]),
+        failed=replies.failed,
+        time=before + replies.time,
+        staleness=step.staleness,
+    )
 
 
 def _aggregate(

@@ -8,8 +8,11 @@ from pydantic import Field, model_validator
 
 from headwater.config import Fraction, RunOptions
 from headwater.federated import AGGREGATORS
+from headwater.federated.asynchronous import AsynchronousOptions
+from headwater.federated.conditions import ConditionOptions
 from headwater.federated.methods.options import MethodOptions
 from headwater.federated.population import PopulationOptions
+from headwater.federated.sampling import SamplingOptions
 from headwater.model import Freeze
 from headwater.precision import Precision
 from headwater.registry import name_in
@@ -19,7 +22,15 @@ from headwater.tasks.language_modeling import LanguageModelingOptions
 FEDERATED = {name: place for name, place in TASKS.items() if name != "representation"}
 
 
-class FederateOptions(MethodOptions, LanguageModelingOptions, PopulationOptions, RunOptions):
+class FederateOptions(
+    SamplingOptions,
+    ConditionOptions,
+    AsynchronousOptions,
+    MethodOptions,
+    LanguageModelingOptions,
+    PopulationOptions,
+    RunOptions,
+):
     """Options of `federate`."""
 
     no_result = RunOptions.no_result | {"processes"}
@@ -33,8 +44,6 @@ class FederateOptions(MethodOptions, LanguageModelingOptions, PopulationOptions,
     """Rounds at most."""
     aggregator: Annotated[str, name_in("headwater.aggregators", AGGREGATORS)] = "weighted"
     """`mean` (every client alike), `weighted` (by rows: FedAvg) or `median` (of each number)."""
-    participation: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-    """Share of the clients that take part in a round; at least two do, if there are two."""
     local_epochs: Annotated[int, Field(ge=1)] = 1
     """Passes of a client over its rows in a round."""
     local_steps: Annotated[int, Field(ge=0)] = 0
@@ -85,6 +94,8 @@ class FederateOptions(MethodOptions, LanguageModelingOptions, PopulationOptions,
         unread = super().unread()
         if not self.epsilon:
             unread |= dict.fromkeys(("delta", "update_clip"), "with --epsilon")
+        else:
+            unread |= {"sampler": "without --epsilon"}
         if self.local_steps:
             unread |= {"local_epochs": "without --local-steps"}
         if self.task == "language_modeling":
@@ -111,6 +122,20 @@ class FederateOptions(MethodOptions, LanguageModelingOptions, PopulationOptions,
                 f"with epsilon, clients may send nothing that isn't clipped and noised and keep nothing: "
                 f"{', '.join(self.method)} was not made for that; only fedprox goes with it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _paces_fit(self) -> FederateOptions:
+        if self.epsilon and (self.buffer or self.over_select):
+            raise ValueError(
+                "with epsilon, who takes part must not depend on the other clients, as it does with --buffer and "
+                "--over-select: leave both at 0"
+            )
+        if self.buffer and self.sampler == "poisson":
+            raise ValueError("poisson draws for rounds, and with --buffer there are none: use another --sampler")
+        for method in ("scaffold", "feddyn"):
+            if self.buffer and method in self.method:
+                raise ValueError(f"{method}'s server takes the clients' answers in rounds: leave --buffer at 0")
         return self
 
     @model_validator(mode="after")

@@ -168,11 +168,13 @@ class Replies:
         metrics: The figures of those whose updates were taken in, by their names.
         absent: Why, by the names of those who didn't answer in time.
         refused: Why, by the names of those whose answer couldn't be used.
+        time: How long it took, where time is simulated.
     """
 
     metrics: dict[ClientId, Mapping[str, float]] = field(default_factory=dict)
     absent: dict[ClientId, str] = field(default_factory=dict)
     refused: dict[ClientId, str] = field(default_factory=dict)
+    time: float = 0.0
 
     @property
     def failed(self) -> dict[ClientId, str]:

@@ -38,10 +38,12 @@ class Plan:
     Attributes:
         work: Share of its steps that each does whose answer the server takes, in the order in which they were asked.
         absent: Why there is no answer of the others.
+        time: How long the round takes, in times of the median client.
     """
 
     work: Mapping[ClientId, float]
     absent: Mapping[ClientId, str] = field(default_factory=dict)
+    time: float = 0.0
 
 
 class Conditions(Protocol):
@@ -178,7 +180,7 @@ class LocalCohort:
     def _begin(self, instruction: Instruction, clients: Sequence[ClientId]) -> Plan:
         plan = self._conditions.plan(instruction.round, clients)
         self.bytes_down += len(clients) * self._wire.instruction_size(instruction)
-        self.replies = Replies(absent=dict(plan.absent))
+        self.replies = Replies(absent=dict(plan.absent), time=plan.time)
         return plan
 
     def _messages(self, instruction: Instruction, plan: Plan, transforms: Sequence[UpdateTransform]) -> Iterator[bytes]:

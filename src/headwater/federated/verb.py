@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,27 +13,31 @@ import torch
 from headwater.checkpoint import Checkpoint
 from headwater.config import cores
 from headwater.data.rows import TOO_FEW, Rows
-from headwater.errors import ConfigError
-from headwater.federated import AGGREGATORS, METHODS
+from headwater.errors import ConfigError, WorkerError
+from headwater.federated import AGGREGATORS, METHODS, SAMPLERS
 from headwater.federated.aggregators import FixedMean
-from headwater.federated.algorithm import FederationState, Stopping, run_rounds
+from headwater.federated.algorithm import FederationState, InRounds, Pace, Stopping, run_rounds
+from headwater.federated.asynchronous import Buffered
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.clip_and_noise import ClipAndNoise
+from headwater.federated.conditions import ConditionOptions, World
 from headwater.federated.controls import measure_alone, train_central
+from headwater.federated.distributed import DistributedCohort, Ranks, joined
 from headwater.federated.measuring import Measure, Measured, trivial
 from headwater.federated.options import FederateOptions
 from headwater.federated.population import Population, read_population
-from headwater.federated.protocols import FederatedAlgorithm
-from headwater.federated.sampling import Poisson, Uniform
+from headwater.federated.protocols import ClientId, FederatedAlgorithm, Sampler
+from headwater.federated.sampling import Draws, Poisson, wanted
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.wire import Wire
 from headwater.model import FROZEN, Freeze
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
+from headwater.progress import Progress
 from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
 from headwater.registry import made
 from headwater.resume_state import load_state, save_state
-from headwater.stage import Outcome, Workspace, run_stage
+from headwater.stage import Outcome, Workspace, run_stage, set_device, working_folder
 from headwater.tasks import task_class
 from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.weights import Weights, load_weights, weights_of
@@ -55,15 +60,29 @@ def federate(checkpoint: Checkpoint, options: FederateOptions) -> Checkpoint:
     Raises:
         HeadwaterError: The data, the options or the output folder can't be used, or a client failed.
     """
-    run_stage("federate", options, lambda workspace: _Federation(checkpoint, options, workspace).run(), checkpoint)
+    with joined() as ranks:
+        if ranks and ranks.rank:
+            device = set_device(options)
+            workspace = Workspace(working_folder(options), device, Progress("federate", quiet=True))
+            _Federation(checkpoint, options, workspace, ranks).serve()
+        else:
+            run_stage(
+                "federate",
+                options,
+                lambda workspace: _Federation(checkpoint, options, workspace, ranks).run(),
+                checkpoint,
+            )
     return Checkpoint.load(options.out)
 
 
 class _Federation:
     """One run: reads the population, puts the algorithm together, runs it beside its controls."""
 
-    def __init__(self, source: Checkpoint, options: FederateOptions, workspace: Workspace) -> None:
+    def __init__(
+        self, source: Checkpoint, options: FederateOptions, workspace: Workspace, ranks: Ranks | None = None
+    ) -> None:
         self.source = source
+        self.ranks = ranks
         self.options = options
         self.workspace = workspace
         kind = task_class(options.task)
@@ -79,6 +98,8 @@ class _Federation:
         self.model = self.checkpoint.model().to(workspace.device)
         self.task = self.checkpoint.config.make_task()
         self.examples = self.population.examples(self.checkpoint.featurizer)
+        self.rows_C = np.array([len(self.examples[client]) for client in sorted(self.examples)])
+        self.world = self._world()
         self.valid = self._measure(self.population.valid) if len(self.population.valid) else None
         self.test = self._measure(self.population.test)
         self.methods = [
@@ -112,6 +133,19 @@ class _Federation:
             evaluate_every=options.evaluate_every,
         )
 
+    def _world(self) -> World:
+        options, median = self.options, float(np.median(self.rows_C))
+        for name, most in (("cohort", options.cohort), ("buffer", options.buffer)):
+            if most > len(self.rows_C):
+                raise ConfigError(f"{name} = {most}: there are {len(self.rows_C)} clients, so take no more than that")
+
+        def load(client: ClientId) -> float:
+            return 1.0 if options.local_steps else len(self.examples[client]) / median
+
+        closes = options.over_select and not options.buffer and options.sampler != "poisson"
+        enough = wanted(options.participation, options.cohort, len(self.rows_C)) if closes else 0
+        return World(options.only(ConditionOptions), options.seed, load, enough)
+
     def _measure(self, rows: Rows) -> Measure:
         return Measure(rows, self.task, self.checkpoint.featurizer, self.population.labels)
 
@@ -120,13 +154,7 @@ class _Federation:
         algorithm, privacy = self.assemble()
         loaded = load_state(self.workspace.state_file())
         state = FederationState.of(*loaded) if loaded else FederationState(self.start)
-        with LocalCohort(
-            self.examples,
-            self.local,
-            processes=self.processes,
-            states=self.workspace.folder / ".clients",
-            wire=Wire(self.options.zstd),
-        ) as cohort:
+        with self.cohort() as cohort:
             weights, why = run_rounds(
                 algorithm,
                 cohort,
@@ -134,6 +162,7 @@ class _Federation:
                 self.stopping,
                 self.evaluate,
                 seed=self.options.seed,
+                pace=self.pace(algorithm.sampler),
                 after_round=self.after_round,
             )
         before, after = self.measure(self.start), self.measure(weights)
@@ -154,6 +183,38 @@ class _Federation:
         load_weights(self.model, weights)
         return Outcome(self.checkpoint.with_model(self.model), facts, (self.source,))
 
+    def serve(self) -> None:
+        """Work off clients for the process that runs the stage.
+
+        Raises:
+            WorkerError: That one has failed, or its folder isn't seen from here.
+        """
+
+        def see_folder() -> None:
+            if not self.workspace.folder.is_dir():
+                raise WorkerError(
+                    f"{self.workspace.folder} isn't seen from here: with torchrun all machines must see the folder "
+                    "that --out lies in"
+                )
+
+        algorithm, _ = self.assemble()
+        with self.cohort() as cohort:
+            assert isinstance(cohort, DistributedCohort)  # noqa: S101 - there are ranks
+            cohort.serve(algorithm, see_folder)
+
+    def cohort(self) -> LocalCohort:
+        """Return the simulated clients."""
+        given: dict[str, Any] = {
+            "processes": self.processes,
+            "states": self.workspace.folder / ".clients",
+            "conditions": self.world,
+            "wire": Wire(self.options.zstd),
+        }
+        if self.ranks:
+            rows = self.population.train.use("train").sha256
+            return DistributedCohort(self.ranks, rows, self.examples, self.local, **given)
+        return LocalCohort(self.examples, self.local, **given)
+
     def assemble(self) -> tuple[FederatedAlgorithm, Privacy | None]:
         """Put the algorithm together."""
         options = self.options
@@ -164,12 +225,19 @@ class _Federation:
                 transforms=self.methods,
                 aggregator=made("headwater.aggregators", AGGREGATORS, options.aggregator, options),
                 server_optimizer=server,
-                sampler=Uniform(options.participation, options.seed),
+                sampler=made(
+                    "headwater.samplers",
+                    SAMPLERS,
+                    options.sampler,
+                    options,
+                    rows_C=self.rows_C,
+                    available=self.world.available,
+                ),
             )
             return plain, None
         clients = len(self.examples)
         delta = options.delta or clients**-1.1
-        rate = min(options.participation, 0.999)
+        rate = min(options.cohort / clients or options.participation, 0.999)
         self.workspace.progress.note(f"finding the noise that keeps within epsilon {options.epsilon:g} ...")
         noise = noise_for(options.epsilon, sampling_rate=rate, rounds=options.rounds, delta=delta)
         expected = rate * clients
@@ -190,9 +258,21 @@ class _Federation:
             transforms=(*self.methods, transform),
             aggregator=FixedMean(expected),
             server_optimizer=server,
-            sampler=Poisson(rate, options.seed),
+            sampler=Poisson(rate, options.seed, available=self.world.available),
         )
         return private, privacy
+
+    def pace(self, sampler: Sampler) -> Pace:
+        """Return when the server steps."""
+        options = self.options
+        if not options.buffer:
+            return InRounds()
+        if not isinstance(sampler, Draws):
+            raise ConfigError(
+                f"sampler = {options.sampler!r}: with --buffer clients are drawn one by one, which a sampler that "
+                "derives from headwater.federated.sampling.Draws can do"
+            )
+        return Buffered(options.buffer, options.concurrency, sampler, self.world)
 
     def evaluate(self, weights: Weights) -> Metrics:
         """Return the held-out figures of shared weights."""
@@ -246,7 +326,7 @@ class _Federation:
 
     def notes(self) -> list[str]:
         """Return what a reader should know."""
-        counts = np.array([len(examples) for examples in self.examples.values()])
+        counts = self.rows_C
         shared = sum(value.numel() for value in self.start.values())
         spread = f"{counts.min()} to {counts.max()} training rows (median {int(np.median(counts))})"
         notes = [f"{len(counts)} clients with {spread}; {shared:,} numbers are shared."]
@@ -267,7 +347,8 @@ class _Federation:
 
 def _processes(wanted: int) -> int:
     if can_fork():
-        return wanted or cores()
+        # What torchrun starts on a machine shares its processors.
+        return wanted or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if wanted > 1:
         raise ConfigError(
             f"--processes {wanted}: on a machine with a GPU the clients run in one process; leave it at 0"
