@@ -27,8 +27,7 @@ from headwater.federated.protocols import (
     expected,
 )
 from headwater.federated.sampling import Draws
-from headwater.resume_state import part
-from headwater.weights import Weights
+from headwater.weights import Weights, part
 
 
 class AsynchronousOptions(Config):

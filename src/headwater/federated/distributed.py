@@ -23,8 +23,7 @@ import torch.distributed as dist
 from headwater.errors import WorkerError
 from headwater.federated.protocols import Average, ClientId, FederatedAlgorithm, Instruction, Replies, UpdateTransform
 from headwater.federated.simulation import LocalCohort, Plan
-from headwater.resume_state import part
-from headwater.weights import Weights
+from headwater.weights import Weights, part
 
 _PATIENCE = timedelta(days=30)
 """A rank waits as long as rank 0 takes between two rounds; that another has died is known by its connection."""
