@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from headwater.config import Fraction, RunOptions
-from headwater.federated.aggregators.options import BY_DISTANCE, AVERAGES, AggregatorOptions
+from headwater.federated.aggregators.options import AVERAGES, BY_DISTANCE, AggregatorOptions
 from headwater.federated.attacks import AttackOptions
 from headwater.federated.methods.options import MethodOptions
 from headwater.federated.population import PopulationOptions

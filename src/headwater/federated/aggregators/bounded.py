@@ -12,7 +12,7 @@ from headwater.weights import Weights, add_scaled, add_to, clipped, zeros_like
 
 @dataclass(frozen=True)
 class NormBound(Mean, UpdateTransform):
-    """The mean of updates that are scaled down to an L2 norm (Sun et al. 2019, arXiv:1911.07963, section 3).
+    """The mean of updates that are scaled down to an L2 norm (Sun et al. 2019, arXiv:1911.07963).
 
     Attributes:
         norm_bound: The paper's M.
@@ -28,7 +28,7 @@ class NormBound(Mean, UpdateTransform):
 
 @dataclass
 class CenteredClipping(UpdateTransform):
-    """Updates clipped around the last aggregate (Karimireddy et al. 2021, arXiv:2012.10333, algorithm 2).
+    """Updates clipped around the last aggregate (Karimireddy et al. 2021, arXiv:2012.10333, equation CC).
 
     One iteration a round: v <- v + mean of (x_i - v) min(1, tau / |x_i - v|), where v is the last round's. The paper's
     clients send their momentum; here a client's update, a sum over its steps, stands for it.

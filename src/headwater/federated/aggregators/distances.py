@@ -76,7 +76,7 @@ class Krum:
 
 @dataclass(frozen=True)
 class MultiKrum(Krum):
-    """The mean of the n - f updates that Krum ranks best (Blanchard et al. 2017, section 5)."""
+    """The mean of the n - f updates that Krum ranks best (Blanchard et al. 2017)."""
 
     def kept(self, clients: int, hostile: int) -> int:
         """Return how many updates are averaged."""
