@@ -27,7 +27,15 @@ from headwater.federated.options import FederateOptions
 from headwater.federated.partition import deal
 from headwater.federated.personalization import Head, PersonalizeOptions, fit_head, personalize
 from headwater.federated.population import read_population
-from headwater.federated.protocols import Client, FederatedAlgorithm, Instruction, Replies, Update, expected
+from headwater.federated.protocols import (
+    Client,
+    FederatedAlgorithm,
+    Instruction,
+    Replies,
+    Update,
+    UpdateTransform,
+    expected,
+)
 from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
@@ -71,8 +79,18 @@ def close(a, b, atol=1e-6):
         torch.testing.assert_close(value, b[name], atol=atol, rtol=1e-5)
 
 
+ROOM = {
+    "norm_bound": {"norm_bound": 1e6},
+    "centered_clipping": {"clip_radius": 1e6},
+    "validation": {"accuracy": lambda _: 0.5},
+}
+"""What the rules for all aggregators hold with: far from a bound, and where the server finds all clients alike."""
+
+
 def aggregate(name, given):
-    return lookup("headwater.aggregators", AGGREGATORS, name)()(iter(given), LIKE)
+    aggregator = lookup("headwater.aggregators", AGGREGATORS, name)(**ROOM.get(name, {}))
+    moment = aggregator.on_receive if isinstance(aggregator, UpdateTransform) else lambda update, _: update
+    return aggregator((moment(update, Instruction(1, LIKE, 0)) for update in given), LIKE)
 
 
 # Aggregators

@@ -167,6 +167,7 @@ _FLAGS = {"json_file": "--json", "only_parts": "--only"}
 _KINDS = {
     "<class 'int'>": "N",
     "<class 'float'>": "X",
+    "float | None": "X",
     "<class 'pathlib.Path'>": "FILE",
     "pathlib.Path | None": "FILE",
     "str | None": "TEXT",

@@ -41,14 +41,14 @@ def made(family: str, table: Mapping[str, str], name: str, options: object, **gi
     """Return a new member of a family of dataclasses.
 
     A field that its constructor takes is what is `given` under its name, else the option of that name, else its
-    default: so an option has an effect wherever a member has a field for it.
+    default: so an option has an effect wherever a member has a field for it. One that is None was left out.
 
     Raises:
         ConfigError: Nothing has the name.
     """
     cls = lookup(family, table, name)
-    known = {field.name: getattr(options, field.name) for field in init_fields(cls) if hasattr(options, field.name)}
-    return cls(**known | {field.name: given[field.name] for field in init_fields(cls) if field.name in given})
+    values = {field.name: given.get(field.name, getattr(options, field.name, None)) for field in init_fields(cls)}
+    return cls(**{name: value for name, value in values.items() if value is not None})
 
 
 def init_fields(cls: Any) -> list[dataclasses.Field[Any]]:

@@ -10,7 +10,23 @@ from __future__ import annotations
 AGGREGATORS = {
     "mean": "headwater.federated.aggregators:Mean",
     "weighted": "headwater.federated.aggregators:WeightedMean",
+    "validation": "headwater.federated.aggregators:ByValidation",
     "median": "headwater.federated.aggregators:Median",
+    "trimmed_mean": "headwater.federated.aggregators:TrimmedMean",
+    "geometric_median": "headwater.federated.aggregators:GeometricMedian",
+    "krum": "headwater.federated.aggregators:Krum",
+    "multi_krum": "headwater.federated.aggregators:MultiKrum",
+    "bulyan": "headwater.federated.aggregators:Bulyan",
+    "norm_bound": "headwater.federated.aggregators:NormBound",
+    "centered_clipping": "headwater.federated.aggregators:CenteredClipping",
+}
+ATTACKS = {
+    "label_flip": "headwater.federated.attacks:LabelFlip",
+    "sign_flip": "headwater.federated.attacks:SignFlip",
+    "scaling": "headwater.federated.attacks:Scaling",
+    "inner_product": "headwater.federated.attacks:InnerProduct",
+    "backdoor": "headwater.federated.attacks:Backdoor",
+    "free_rider": "headwater.federated.attacks:FreeRider",
 }
 METHODS = {
     "fedprox": "headwater.federated.methods.fedprox:FedProx",
@@ -28,4 +44,10 @@ SAMPLERS = {
     "weighted": "headwater.federated.sampling:Weighted",
     "poisson": "headwater.federated.sampling:Poisson",
     "round_robin": "headwater.federated.sampling:RoundRobin",
+}
+SERVER_OPTIMIZERS = {
+    "sgd": "headwater.federated.server_optimizers:ServerSGD",
+    "adam": "headwater.federated.server_optimizers:ServerAdam",
+    "yogi": "headwater.federated.server_optimizers:ServerYogi",
+    "adagrad": "headwater.federated.server_optimizers:ServerAdagrad",
 }

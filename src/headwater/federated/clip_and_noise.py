@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from headwater.federated.protocols import Client, Instruction, Update, UpdateTransform
-from headwater.weights import Weights, l2_norm
+from headwater.weights import Weights, clipped
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,12 @@ class ClipAndNoise(UpdateTransform):
     def on_client(self, update: Update, instruction: Instruction, client: Client) -> Update:
         """Clip."""
         del instruction, client
-        return self._clipped(update)
-
-    def _clipped(self, update: Update) -> Update:
-        scale = min(1.0, self.clip / max(l2_norm(update.delta), 1e-12))
-        return replace(update, delta={name: value * scale for name, value in update.delta.items()})
+        return replace(update, delta=clipped(update.delta, self.clip))
 
     def on_receive(self, update: Update, instruction: Instruction) -> Update:
         """Clip again: the guarantee must not rest on the client's honesty."""
         del instruction
-        return self._clipped(update)
+        return replace(update, delta=clipped(update.delta, self.clip))
 
     def on_aggregate(self, aggregate: Weights, instruction: Instruction, replies: int) -> Weights:
         """Add noise."""

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from headwater.config import Fraction, RunOptions
-from headwater.federated import AGGREGATORS
+from headwater.federated.aggregators.options import AVERAGES, BY_DISTANCE, AggregatorOptions
 from headwater.federated.asynchronous import AsynchronousOptions
+from headwater.federated.attacks import AttackOptions
 from headwater.federated.conditions import ConditionOptions
 from headwater.federated.methods.options import MethodOptions
 from headwater.federated.population import PopulationOptions
 from headwater.federated.sampling import SamplingOptions
+from headwater.federated.server_optimizers import ServerOptions
 from headwater.model import Freeze
 from headwater.precision import Precision
 from headwater.registry import name_in
@@ -26,6 +28,9 @@ class FederateOptions(
     SamplingOptions,
     ConditionOptions,
     AsynchronousOptions,
+    AggregatorOptions,
+    ServerOptions,
+    AttackOptions,
     MethodOptions,
     LanguageModelingOptions,
     PopulationOptions,
@@ -42,8 +47,6 @@ class FederateOptions(
     """Draw the weights anew: of the checkpoint only its sizes and its vocabulary stay. What pre-training is worth."""
     rounds: Annotated[int, Field(ge=1)] = 60
     """Rounds at most."""
-    aggregator: Annotated[str, name_in("headwater.aggregators", AGGREGATORS)] = "weighted"
-    """`mean` (every client alike), `weighted` (by rows: FedAvg) or `median` (of each number)."""
     local_epochs: Annotated[int, Field(ge=1)] = 1
     """Passes of a client over its rows in a round."""
     local_steps: Annotated[int, Field(ge=0)] = 0
@@ -63,10 +66,6 @@ class FederateOptions(
     """`bfloat16` computes a client's products in that type, an error where the processor can't; `auto` if it can."""
     processes: Annotated[int, Field(ge=0)] = 0
     """Processes that a round's clients are spread over, one thread each; 0 takes one a core. Changes no bit."""
-    server_lr: Annotated[float, Field(gt=0.0)] = 1.0
-    """Times the aggregate; 1 is plain federated averaging."""
-    server_momentum: Fraction = 0.9
-    """Share of the server's last step that is kept (FedAvgM): what carries many small clients forward; 0 is FedAvg."""
     freeze: Freeze = "none"
     """Weights that stay as they are and are never sent: fewer bytes, and less for privacy noise to spoil."""
     min_replies: Annotated[int, Field(ge=1)] = 1
@@ -136,6 +135,31 @@ class FederateOptions(
         for method in ("scaffold", "feddyn"):
             if self.buffer and method in self.method:
                 raise ValueError(f"{method}'s server takes the clients' answers in rounds: leave --buffer at 0")
+        return self
+
+    @model_validator(mode="after")
+    def _aggregators_fit(self) -> FederateOptions:
+        apart = {"scaffold", "fednova"} & set(self.method)
+        if apart and self.aggregator in BY_DISTANCE:
+            raise ValueError(
+                f"aggregator {self.aggregator!r} measures an update by one norm, and what {min(apart)} sends beside "
+                "the weights has a size of its own: use mean, weighted, median or trimmed_mean"
+            )
+        if "fednova" in self.method and self.aggregator == "validation":
+            raise ValueError("fednova sends no weights that could be measured: use another aggregator than validation")
+        if self.used_rows and self.aggregator not in AVERAGES:
+            raise ValueError(f"used_rows takes rows out of an average: use --aggregator {' or '.join(AVERAGES)}")
+        if self.used_rows and self.epsilon:
+            raise ValueError(
+                "with epsilon, one client's pull on the aggregate must be bounded, and used_rows doesn't bound that of "
+                "a client who alone has changed a row: leave it off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attacks_fit(self) -> FederateOptions:
+        if self.attack in ("label_flip", "backdoor") and self.task == "language_modeling":
+            raise ValueError(f"attack = {self.attack!r}: it gives rows other labels, and language models have none")
         return self
 
     @model_validator(mode="after")

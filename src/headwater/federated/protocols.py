@@ -71,6 +71,7 @@ class ClientUpdate(Protocol):
         """Train; what the client is to remember goes into its `state`."""
 
 
+@runtime_checkable
 class UpdateTransform(Protocol):
     """A change to updates, such as clipping and noise, or a codec: a derived class overrides the moments it needs.
 
@@ -123,7 +124,10 @@ def expected(weights: Weights, transforms: Sequence[UpdateTransform]) -> Weights
 
 
 class Aggregator(Protocol):
-    """Many updates to one direction. One that is a weighted sum is an `Average` too, and can be made in parts."""
+    """Many updates to one direction. One that is a weighted sum is an `Average` too, and can be made in parts.
+
+    One that changes updates as they are received, or keeps something between rounds, is an `UpdateTransform` too.
+    """
 
     def __call__(self, updates: Iterable[Update], like: Weights) -> Weights:
         """Combine updates, which come in the order of the clients' names; `like` gives the shapes if there are none."""
@@ -213,13 +217,22 @@ class AveragingCohort(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FederatedAlgorithm:
-    """A method of federated learning, put together."""
+    """A method of federated learning, put together.
+
+    An aggregator that is a transform too stands first among them: it receives what all others have undone.
+    """
 
     client_update: ClientUpdate
     transforms: Sequence[UpdateTransform] = ()
     aggregator: Aggregator
     server_optimizer: ServerOptimizer
     sampler: Sampler
+
+    def __post_init__(self) -> None:
+        """Let the aggregator be a transform."""
+        own = self.aggregator
+        if isinstance(own, UpdateTransform) and not any(transform is own for transform in self.transforms):
+            object.__setattr__(self, "transforms", (own, *self.transforms))
 
     def state(self) -> Weights:
         """Return what the pieces keep on the server between rounds."""

@@ -14,10 +14,11 @@ from headwater.checkpoint import Checkpoint
 from headwater.config import cores
 from headwater.data.rows import TOO_FEW, Rows
 from headwater.errors import ConfigError, WorkerError
-from headwater.federated import AGGREGATORS, METHODS, SAMPLERS
+from headwater.federated import AGGREGATORS, ATTACKS, METHODS, SAMPLERS, SERVER_OPTIMIZERS
 from headwater.federated.aggregators import FixedMean
 from headwater.federated.algorithm import FederationState, InRounds, Pace, Stopping, run_rounds
 from headwater.federated.asynchronous import Buffered
+from headwater.federated.attacks import Attack, Attacked, chosen_attackers
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.clip_and_noise import ClipAndNoise
 from headwater.federated.conditions import ConditionOptions, World
@@ -26,10 +27,10 @@ from headwater.federated.distributed import DistributedCohort, Ranks, joined
 from headwater.federated.measuring import Measure, Measured, trivial
 from headwater.federated.options import FederateOptions
 from headwater.federated.population import Population, read_population
-from headwater.federated.protocols import ClientId, FederatedAlgorithm, Sampler
+from headwater.federated.protocols import ClientId, ClientUpdate, FederatedAlgorithm, Sampler, UpdateTransform
 from headwater.federated.sampling import Draws, Poisson, wanted
-from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
+from headwater.federated.used_rows import UsedRows
 from headwater.federated.wire import Wire
 from headwater.model import FROZEN, Freeze
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
@@ -89,10 +90,11 @@ class _Federation:
         self.population = read_population(
             options, options.seed, source.labels, source.featurizer.options, labelled=kind.needs_labels
         )
-        if not len(self.population.valid) and (options.target or options.patience):
+        by_valid = options.target or options.patience or options.aggregator == "validation"
+        if by_valid and not len(self.population.valid):
             raise ConfigError(
-                f"{options.data} has too few rows to hold 50 of them out, and target and patience go by those: "
-                "leave both at 0, or raise --valid"
+                f"{options.data} has too few rows to hold 50 of them out, and target, patience and the aggregator "
+                "'validation' go by those: leave them, or raise --valid"
             )
         self.checkpoint = _start(source, options, self.population.labels)
         self.model = self.checkpoint.model().to(workspace.device)
@@ -120,6 +122,13 @@ class _Federation:
             methods=self.methods,
             carry=options.hidden_state == "carried",
         )
+        self.client_update: ClientUpdate = self.local
+        self.attack: Attack | None = None
+        self.attackers: list[ClientId] = []
+        if options.attack != "none":
+            self.attack = _attack(options, self.checkpoint)
+            self.attackers = chosen_attackers(list(self.examples), options.attackers, options.seed)
+            self.client_update = Attacked(self.local, self.attack, self.attackers)
         self.processes = _processes(options.processes)
         self.start = shared_weights(weights_of(self.model), options.freeze)
         private = options.epsilon > 0
@@ -168,6 +177,8 @@ class _Federation:
         before, after = self.measure(self.start), self.measure(weights)
         facts = after.facts(self.population.test_name)
         facts["metrics"] |= {"before": before.figures()}
+        if self.attack and (success := self.attack.measured(self.model, self.test.examples)):
+            facts["metrics"] |= {self.options.attack: success}
         facts |= {
             "method": "+".join([*self.options.method, "private mean" if privacy else self.options.aggregator]),
             "rounds": _with_epsilon(state.records, privacy) if privacy else state.records,
@@ -212,18 +223,29 @@ class _Federation:
         }
         if self.ranks:
             rows = self.population.train.use("train").sha256
-            return DistributedCohort(self.ranks, rows, self.examples, self.local, **given)
-        return LocalCohort(self.examples, self.local, **given)
+            return DistributedCohort(self.ranks, rows, self.examples, self.client_update, **given)
+        return LocalCohort(self.examples, self.client_update, **given)
 
     def assemble(self) -> tuple[FederatedAlgorithm, Privacy | None]:
         """Put the algorithm together."""
         options = self.options
-        server = ServerSGD(options.server_lr, options.server_momentum)
+        server = made(
+            "headwater.server_optimizers",
+            SERVER_OPTIMIZERS,
+            options.server_optimizer,
+            options,
+            lr=options.server_lr,
+            momentum=options.server_momentum,
+            beta2=options.server_beta2,
+            tau=options.server_tau,
+        )
         if not options.epsilon:
             plain = FederatedAlgorithm(
-                client_update=self.local,
-                transforms=self.methods,
-                aggregator=made("headwater.aggregators", AGGREGATORS, options.aggregator, options),
+                client_update=self.client_update,
+                transforms=(*self.used_rows(), *self.methods),
+                aggregator=made(
+                    "headwater.aggregators", AGGREGATORS, options.aggregator, options, accuracy=self.accuracy
+                ),
                 server_optimizer=server,
                 sampler=made(
                     "headwater.samplers",
@@ -254,7 +276,7 @@ class _Federation:
         )
         transform = ClipAndNoise(options.update_clip, noise, expected, options.seed)
         private = FederatedAlgorithm(
-            client_update=self.local,
+            client_update=self.client_update,
             transforms=(*self.methods, transform),
             aggregator=FixedMean(expected),
             server_optimizer=server,
@@ -274,10 +296,22 @@ class _Federation:
             )
         return Buffered(options.buffer, options.concurrency, sampler, self.world)
 
+    def used_rows(self) -> Sequence[UpdateTransform]:
+        """Return what averages the embedding's rows over those that used them, if that is wanted."""
+        if not self.options.used_rows:
+            return ()
+        if UsedRows.name not in self.start:
+            raise ConfigError("used_rows: the clients share no embedding of tokens: leave it off, or share it")
+        return (UsedRows(),)
+
     def evaluate(self, weights: Weights) -> Metrics:
         """Return the held-out figures of shared weights."""
         load_weights(self.model, weights)
         return self.held_out()
+
+    def accuracy(self, weights: Weights) -> float:
+        """Return the held-out accuracy of shared weights."""
+        return self.evaluate(weights)["accuracy"]
 
     def held_out(self) -> Metrics:
         """Return the held-out figures of the model as it is."""
@@ -335,6 +369,9 @@ class _Federation:
             notes.append(f"{TOO_FEW}: --valid was ignored, the model is that of the last round.")
         if self.options.task == "classification" and self.checkpoint.labels != self.source.labels:
             notes.append("The clients' rows have other labels than the model had: its head was drawn anew.")
+        if self.attackers:
+            names = ", ".join(self.attackers)
+            notes.append(f"{len(self.attackers)} clients attack ({self.options.attack}): {names}.")
         if self.seen_before():
             notes.append(_SEEN)
         return notes
@@ -343,6 +380,16 @@ class _Federation:
         """Return whether an earlier stage of the model has already learned from the clients' file."""
         uses = [use for stage in self.source.lineage.stages for use in stage.data if use.role in _LEARNED]
         return any(use.sha256 == self.population.train.sha256 for use in uses)
+
+
+def _attack(options: FederateOptions, begun: Checkpoint) -> Attack:
+    """Return the attack; a backdoor's trigger is the rarest token, which turns rows to the first label."""
+    known = begun.featurizer.sizes.get("vocabulary_size")
+    if options.attack == "backdoor" and known is None:
+        raise ConfigError("attack = 'backdoor': its trigger is a token, and the model reads numbers")
+    given = {"classes": len(begun.labels), "trigger": known and known - 1}
+    attack: Attack = made("headwater.attacks", ATTACKS, options.attack, options, **given)
+    return attack
 
 
 def _processes(wanted: int) -> int:

@@ -1,4 +1,4 @@
-"""Aggregators: many updates to one direction. Updates come in the order of the clients' names.
+"""Averages of updates, added up as they come.
 
 Float addition is not associative; with one order of sums, a simulation on any number of processes and a deployment
 give the same bits. An average is made of `LANES` sums, which can be made side by side: the update at place n goes to
@@ -10,8 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
 
 from headwater.federated.protocols import Update
 from headwater.weights import Weights, add_to, zeros_like
@@ -85,20 +83,3 @@ class FixedMean(Mean):
         """Return the sum over the expected number."""
         del weights
         return super().average(total, self.expected)
-
-
-class Median:
-    """The median of each number over the clients (Yin et al. 2018, arXiv:1803.01498); holds against a minority."""
-
-    def __call__(self, updates: Iterable[Update], like: Weights) -> Weights:
-        """Combine updates; an even number of clients gives the mean of the two in the middle."""
-        deltas = [update.delta for update in updates]
-        if not deltas:
-            return zeros_like(like)
-        return {name: _median(torch.stack([delta[name] for delta in deltas])) for name in like}
-
-
-def _median(stacked: torch.Tensor) -> torch.Tensor:
-    ordered = stacked.sort(0).values
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
