@@ -12,6 +12,19 @@ AGGREGATORS = {
     "weighted": "headwater.federated.aggregators:WeightedMean",
     "median": "headwater.federated.aggregators:Median",
 }
+CODECS = {
+    "sparse_rows": "headwater.federated.codecs.sparse:SparseRows",
+    "low_rank": "headwater.federated.codecs.low_rank:LowRank",
+    "top_k": "headwater.federated.codecs.sparse:TopK",
+    "random_k": "headwater.federated.codecs.sparse:RandomK",
+    "float16": "headwater.federated.codecs.half:Float16",
+    "bfloat16": "headwater.federated.codecs.half:BFloat16",
+    "int8": "headwater.federated.codecs.quantization:Int8",
+    "int4": "headwater.federated.codecs.quantization:Int4",
+    "ternary": "headwater.federated.codecs.quantization:Ternary",
+    "sign": "headwater.federated.codecs.quantization:Sign",
+    "rotation": "headwater.federated.codecs.rotation:Rotation",
+}
 METHODS = {
     "fedprox": "headwater.federated.methods.fedprox:FedProx",
     "scaffold": "headwater.federated.methods.scaffold:Scaffold",

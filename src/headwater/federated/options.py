@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from headwater.config import Fraction, RunOptions
 from headwater.federated import AGGREGATORS
+from headwater.federated.codecs.options import CodecOptions
 from headwater.federated.methods.options import MethodOptions
 from headwater.federated.population import PopulationOptions
 from headwater.model import Freeze
@@ -19,7 +20,7 @@ from headwater.tasks.language_modeling import LanguageModelingOptions
 FEDERATED = {name: place for name, place in TASKS.items() if name != "representation"}
 
 
-class FederateOptions(MethodOptions, LanguageModelingOptions, PopulationOptions, RunOptions):
+class FederateOptions(MethodOptions, CodecOptions, LanguageModelingOptions, PopulationOptions, RunOptions):
     """Options of `federate`."""
 
     no_result = RunOptions.no_result | {"processes"}
@@ -110,6 +111,14 @@ class FederateOptions(MethodOptions, LanguageModelingOptions, PopulationOptions,
             raise ValueError(
                 f"with epsilon, clients may send nothing that isn't clipped and noised and keep nothing: "
                 f"{', '.join(self.method)} was not made for that; only fedprox goes with it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _private_clients_keep_nothing(self) -> FederateOptions:
+        if self.epsilon and self.error_feedback:
+            raise ValueError(
+                "with epsilon, what error_feedback keeps of a client's updates is not bounded: leave it out"
             )
         return self
 

@@ -13,16 +13,17 @@ from headwater.checkpoint import Checkpoint
 from headwater.config import cores
 from headwater.data.rows import TOO_FEW, Rows
 from headwater.errors import ConfigError
-from headwater.federated import AGGREGATORS, METHODS
+from headwater.federated import AGGREGATORS, CODECS, METHODS
 from headwater.federated.aggregators import FixedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.clip_and_noise import ClipAndNoise
+from headwater.federated.codecs.transforms import EncodeUpdates, EncodeWeights
 from headwater.federated.controls import measure_alone, train_central
 from headwater.federated.measuring import Measure, Measured, trivial
 from headwater.federated.options import FederateOptions
 from headwater.federated.population import Population, read_population
-from headwater.federated.protocols import FederatedAlgorithm
+from headwater.federated.protocols import FederatedAlgorithm, UpdateTransform
 from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
@@ -161,7 +162,7 @@ class _Federation:
         if not options.epsilon:
             plain = FederatedAlgorithm(
                 client_update=self.local,
-                transforms=self.methods,
+                transforms=self.encoded(self.methods),
                 aggregator=made("headwater.aggregators", AGGREGATORS, options.aggregator, options),
                 server_optimizer=server,
                 sampler=Uniform(options.participation, options.seed),
@@ -187,12 +188,20 @@ class _Federation:
         transform = ClipAndNoise(options.update_clip, noise, expected, options.seed)
         private = FederatedAlgorithm(
             client_update=self.local,
-            transforms=(*self.methods, transform),
+            transforms=self.encoded([*self.methods, transform]),
             aggregator=FixedMean(expected),
             server_optimizer=server,
             sampler=Poisson(rate, options.seed),
         )
         return private, privacy
+
+    def encoded(self, transforms: Sequence[UpdateTransform]) -> list[UpdateTransform]:
+        """Return the transforms with those behind them that write what they make with fewer bytes."""
+        options = self.options
+        up = [made("headwater.codecs", CODECS, name, options) for name in options.codec]
+        down = [made("headwater.codecs", CODECS, name, options, error_feedback=False) for name in options.down_codec]
+        codecs: list[UpdateTransform] = [EncodeUpdates(up, options.error_feedback, transforms)] if up else []
+        return [*transforms, *codecs, *([EncodeWeights(down)] if down else [])]
 
     def evaluate(self, weights: Weights) -> Metrics:
         """Return the held-out figures of shared weights."""
