@@ -28,6 +28,19 @@ ATTACKS = {
     "backdoor": "headwater.federated.attacks:Backdoor",
     "free_rider": "headwater.federated.attacks:FreeRider",
 }
+CODECS = {
+    "sparse_rows": "headwater.federated.codecs.sparse:SparseRows",
+    "low_rank": "headwater.federated.codecs.low_rank:LowRank",
+    "top_k": "headwater.federated.codecs.sparse:TopK",
+    "random_k": "headwater.federated.codecs.sparse:RandomK",
+    "float16": "headwater.federated.codecs.half:Float16",
+    "bfloat16": "headwater.federated.codecs.half:BFloat16",
+    "int8": "headwater.federated.codecs.quantization:Int8",
+    "int4": "headwater.federated.codecs.quantization:Int4",
+    "ternary": "headwater.federated.codecs.quantization:Ternary",
+    "sign": "headwater.federated.codecs.quantization:Sign",
+    "rotation": "headwater.federated.codecs.rotation:Rotation",
+}
 METHODS = {
     "fedprox": "headwater.federated.methods.fedprox:FedProx",
     "scaffold": "headwater.federated.methods.scaffold:Scaffold",

@@ -10,6 +10,7 @@ from headwater.config import Fraction, RunOptions
 from headwater.federated.aggregators.options import AVERAGES, BY_DISTANCE, AggregatorOptions
 from headwater.federated.asynchronous import AsynchronousOptions
 from headwater.federated.attacks import AttackOptions
+from headwater.federated.codecs.options import CodecOptions
 from headwater.federated.conditions import ConditionOptions
 from headwater.federated.methods.options import MethodOptions
 from headwater.federated.population import PopulationOptions
@@ -32,6 +33,7 @@ class FederateOptions(
     ServerOptions,
     AttackOptions,
     MethodOptions,
+    CodecOptions,
     LanguageModelingOptions,
     PopulationOptions,
     RunOptions,
@@ -153,6 +155,14 @@ class FederateOptions(
             raise ValueError(
                 "with epsilon, one client's pull on the aggregate must be bounded, and used_rows doesn't bound that of "
                 "a client who alone has changed a row: leave it off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _private_clients_keep_nothing(self) -> FederateOptions:
+        if self.epsilon and self.error_feedback:
+            raise ValueError(
+                "with epsilon, what error_feedback keeps of a client's updates is not bounded: leave it out"
             )
         return self
 

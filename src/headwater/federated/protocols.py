@@ -21,12 +21,14 @@ class Instruction:
         weights: The shared weights that clients train and send back.
         seed: Of the run; clients derive their own from it, the round and their name.
         extra: What a method sends beside the weights, such as SCAFFOLD's control variate, under ``method/name``.
+        encoded: What is sent in place of both, where a codec has encoded them; they are what comes out of it then.
     """
 
     round: int
     weights: Weights
     seed: int
     extra: Weights = field(default_factory=dict)
+    encoded: Weights = field(default_factory=dict)
 
 
 @dataclass

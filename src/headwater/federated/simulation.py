@@ -158,7 +158,8 @@ class LocalCohort:
             self.bytes_up += len(message)
             try:
                 update = self._wire.unpack_update(message, client=client, instruction=instruction)
-                update = received(update, instruction, transforms, like)
+                with one_thread():
+                    update = received(update, instruction, transforms, like)
             except FederationError as error:
                 self.replies.refused[client] = error.reason
                 continue
@@ -243,7 +244,8 @@ class LocalCohort:
             # The bytes are counted, not made: what comes out of them is what went in.
             answer.size += self._wire.update_size(update)
             try:
-                update = received(update, instruction, transforms, total)
+                with one_thread():
+                    update = received(update, instruction, transforms, total)
             except FederationError as error:
                 answer.replies.refused[client] = error.reason
                 continue
@@ -261,8 +263,8 @@ class LocalCohort:
         client = Client(name, self._data[name], dict(kept), work)
         with one_thread():
             update = self._client_update(instruction, client)
-        for transform in transforms:
-            update = transform.on_client(update, instruction, client)
+            for transform in transforms:
+                update = transform.on_client(update, instruction, client)
         if client.state.keys() != kept.keys() or any(client.state[key] is not kept[key] for key in kept):
             self._states.write(name, instruction.round, client.state)
         return update

@@ -14,13 +14,14 @@ from headwater.checkpoint import Checkpoint
 from headwater.config import cores
 from headwater.data.rows import TOO_FEW, Rows
 from headwater.errors import ConfigError, WorkerError
-from headwater.federated import AGGREGATORS, ATTACKS, METHODS, SAMPLERS, SERVER_OPTIMIZERS
+from headwater.federated import AGGREGATORS, ATTACKS, CODECS, METHODS, SAMPLERS, SERVER_OPTIMIZERS
 from headwater.federated.aggregators import FixedMean
 from headwater.federated.algorithm import FederationState, InRounds, Pace, Stopping, run_rounds
 from headwater.federated.asynchronous import Buffered
 from headwater.federated.attacks import Attack, Attacked, chosen_attackers
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.clip_and_noise import ClipAndNoise
+from headwater.federated.codecs.transforms import EncodeUpdates, EncodeWeights
 from headwater.federated.conditions import ConditionOptions, World
 from headwater.federated.controls import measure_alone, train_central
 from headwater.federated.distributed import DistributedCohort, Ranks, joined
@@ -242,7 +243,7 @@ class _Federation:
         if not options.epsilon:
             plain = FederatedAlgorithm(
                 client_update=self.client_update,
-                transforms=(*self.used_rows(), *self.methods),
+                transforms=self.encoded([*self.used_rows(), *self.methods]),
                 aggregator=made(
                     "headwater.aggregators", AGGREGATORS, options.aggregator, options, accuracy=self.accuracy
                 ),
@@ -277,7 +278,7 @@ class _Federation:
         transform = ClipAndNoise(options.update_clip, noise, expected, options.seed)
         private = FederatedAlgorithm(
             client_update=self.client_update,
-            transforms=(*self.methods, transform),
+            transforms=self.encoded([*self.methods, transform]),
             aggregator=FixedMean(expected),
             server_optimizer=server,
             sampler=Poisson(rate, options.seed, available=self.world.available),
@@ -303,6 +304,14 @@ class _Federation:
         if UsedRows.name not in self.start:
             raise ConfigError("used_rows: the clients share no embedding of tokens: leave it off, or share it")
         return (UsedRows(),)
+
+    def encoded(self, transforms: Sequence[UpdateTransform]) -> list[UpdateTransform]:
+        """Return the transforms with those behind them that write what they make with fewer bytes."""
+        options = self.options
+        up = [made("headwater.codecs", CODECS, name, options) for name in options.codec]
+        down = [made("headwater.codecs", CODECS, name, options, error_feedback=False) for name in options.down_codec]
+        codecs: list[UpdateTransform] = [EncodeUpdates(up, options.error_feedback, transforms)] if up else []
+        return [*transforms, *codecs, *([EncodeWeights(down)] if down else [])]
 
     def evaluate(self, weights: Weights) -> Metrics:
         """Return the held-out figures of shared weights."""

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 from headwater.errors import FederationError, MissingDependency
+from headwater.federated.codecs.base import MARK
 from headwater.federated.protocols import Instruction, Update, UpdateTransform
 from headwater.weights import Weights
 
@@ -40,8 +41,15 @@ class Wire:
         return self._squeezed(_pack(*_instruction_parts(instruction)))
 
     def unpack_instruction(self, message: bytes, most: int = 1 << 34) -> Instruction:
-        """Return the instruction of a message; `most`: bytes that it may unpack to."""
+        """Return the instruction of a message, which is still to be decoded if its weights are encoded.
+
+        Args:
+            message: From the server.
+            most: Bytes that it may unpack to.
+        """
         tensors, facts = _unpack(self._opened(message, most))
+        if any(MARK in name for name in tensors):
+            return Instruction(int(facts["round"]), {}, int(facts["seed"]), encoded=tensors)
         weights = {name: value for name, value in tensors.items() if "/" not in name}
         extra = {name: value for name, value in tensors.items() if "/" in name}
         return Instruction(int(facts["round"]), weights, int(facts["seed"]), extra)
@@ -144,7 +152,8 @@ def _empty_header(shapes: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]) 
 
 
 def _instruction_parts(instruction: Instruction) -> tuple[Weights, dict[str, Any]]:
-    return instruction.weights | instruction.extra, {"round": instruction.round, "seed": instruction.seed}
+    tensors = instruction.encoded or instruction.weights | instruction.extra
+    return tensors, {"round": instruction.round, "seed": instruction.seed}
 
 
 def _facts(update: Update) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""Print accuracy against bytes of federations through stacks of codecs, as a Markdown table.
+
+    python benchmarks/codecs.py runs/demo_en/movies runs/codecs data=card:amazon_reviews/train \
+        test=card:amazon_reviews/test client=review rounds=60
+
+SOURCE and OUT, then options of `federate` that all share; what OUT has already is not run again.
+"""
+
+import sys
+from pathlib import Path
+
+from headwater.checkpoint import Checkpoint
+from headwater.errors import HeadwaterError
+from headwater.federated.options import FederateOptions
+from headwater.federated.verb import federate
+from headwater.records import StageRecord
+
+BACK = {"error_feedback": True}
+STACKS = [
+    {},
+    {"zstd": 3},
+    {"codec": ["float16"]},
+    {"codec": ["int8"]},
+    {"codec": ["int8"], "down_codec": ["int8"]},
+    {"codec": ["sparse_rows", "int8"], "zstd": 3},
+    {"codec": ["int4"]},
+    {"codec": ["ternary"]},
+    {"codec": ["sign"]} | BACK,
+    {"codec": ["rotation"]},
+    {"codec": ["rotation"]} | BACK,
+    {"codec": ["rotation"], "rotation_bits": 4},
+    {"codec": ["low_rank"]} | BACK,
+    {"codec": ["low_rank", "int8"]} | BACK,
+    {"codec": ["random_k"], "keep": 0.1} | BACK,
+    {"codec": ["top_k"]},
+    {"codec": ["top_k"]} | BACK,
+    {"codec": ["top_k", "int8"], "zstd": 3} | BACK,
+    {"codec": ["top_k", "int8"], "keep": 0.02, "down_codec": ["int8"]} | BACK,
+]
+
+
+def flags(stack):
+    pairs = [(name, one) for name, value in stack.items() for one in (value if isinstance(value, list) else [value])]
+    return " ".join(f"--{name.replace('_', '-')}" + ("" if one is True else f" {one}") for name, one in pairs)
+
+
+def run(source, out, shared, stack):
+    folder = out / ("plain" + flags(stack).replace(" ", ""))
+    if not (folder / "stage.json").exists():
+        begun = Path(f"{folder}.partial").exists()
+        options = {"controls": False, "quiet": True} | shared | stack | {"out": folder, "resume": begun}
+        federate(Checkpoint.load(source), FederateOptions.parse(options))
+    return StageRecord.load(folder)
+
+
+def size(record, direction):
+    return sum(getattr(row, direction) for row in record.rounds) / len(record.rounds) / 2**20
+
+
+def main(source, out, *given):
+    shared = dict(pair.split("=", 1) for pair in given)
+    print("| flags | accuracy | points over plain | MiB up a round | of plain | MiB down a round | of plain |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    plain = run(source, Path(out), shared, {})
+    where = "test" if "test" in plain.metrics else "valid"
+    for stack in STACKS:
+        record = run(source, Path(out), shared, stack)
+        accuracy = record.metrics[where]["accuracy"]
+        cells = [f"`{flags(stack)}`" if stack else "(plain)", f"{accuracy:.3f}"]
+        cells.append(f"{100 * (accuracy - plain.metrics[where]['accuracy']):+.1f}")
+        for direction in ("bytes_up", "bytes_down"):
+            sent = size(record, direction)
+            cells += [f"{sent:.3g}", f"{100 * sent / size(plain, direction):.2f} %"]
+        print("|", " | ".join(cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except HeadwaterError as error:
+        sys.exit(f"{error}")

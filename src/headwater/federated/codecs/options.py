@@ -1,0 +1,52 @@
+"""Options of the codecs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from headwater.config import Config, Several
+from headwater.federated import CODECS
+from headwater.registry import name_in
+
+_LAST = ("float16", "bfloat16", "int8", "int4", "ternary", "sign", "rotation")
+"""They leave no float32 numbers to a codec behind them."""
+
+
+class CodecOptions(Config):
+    """How updates and weights are written."""
+
+    codec: Several[Annotated[str, name_in("headwater.codecs", CODECS)]] = ()
+    """What clients' updates go through, one or more in this order: `sparse_rows` (no rows of zeros), `low_rank`,
+    `top_k` or `random_k`, then `float16`, `bfloat16`, `int8`, `int4`, `ternary`, `sign` or `rotation`."""
+    down_codec: Several[Literal["float16", "bfloat16", "int8", "int4", "rotation"]] = ()
+    """What the server's weights go through; it keeps them in full itself."""
+    error_feedback: bool = False
+    """Clients add what their codecs lose to the next update: for the codecs that are not right on average."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
+    """Share of each tensor's numbers that `top_k` and `random_k` keep."""
+    rank: Annotated[int, Field(ge=1)] = 4
+    """Rank of `low_rank`'s factors."""
+    rotation_bits: Literal[1, 2, 4] = 1
+    """Bits of a number behind `rotation`; weights want 4."""
+
+    def unread(self) -> dict[str, str]:
+        """Each has codecs that read it."""
+        unread = super().unread()
+        if not {"top_k", "random_k"} & set(self.codec):
+            unread |= {"keep": "with --codec top_k or random_k"}
+        if "low_rank" not in self.codec:
+            unread |= {"rank": "with --codec low_rank"}
+        if "rotation" not in (*self.codec, *self.down_codec):
+            unread |= {"rotation_bits": "with --codec or --down-codec rotation"}
+        return unread | ({} if self.codec else {"error_feedback": "with --codec"})
+
+    @model_validator(mode="after")
+    def _codecs_fit(self) -> CodecOptions:
+        for name, codecs in (("codec", self.codec), ("down_codec", self.down_codec)):
+            for one, other in pairwise(codecs):
+                if one in _LAST:
+                    raise ValueError(f"{name}: {one} leaves nothing for {other} to encode: put it last")
+        return self
