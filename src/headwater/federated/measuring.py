@@ -1,6 +1,6 @@
 """A model measured on the clients' rows that are held out: for all of them together, and for each by itself.
 
-Shapes: N rows, K classes.
+Shapes: N rows, K classes, C clients.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
+
+import numpy as np
 
 from headwater.baselines import baselines, unigram
 from headwater.data.rows import Rows
@@ -18,6 +20,7 @@ from headwater.federated.protocols import ClientId
 from headwater.metrics import TokenCounts
 from headwater.model import SequenceModel
 from headwater.records import Metrics
+from headwater.statistics import worst_decile
 from headwater.tasks import Task
 from headwater.tasks.classification import class_probabilities
 
@@ -123,6 +126,22 @@ class Read:
         """Return this with the rows of some clients measured by models of their own."""
         own = {client: self.measure.tokens(model, client) for client, model in models}
         return replace(self, counts=self.counts | own)
+
+
+def over_clients(clients: Iterable[ClientId], before: Measured, after: Measured) -> str:
+    """Return in a sentence what each client's own model changes for it."""
+    of = [(before.of_client(client)["accuracy"], after.of_client(client)["accuracy"]) for client in clients]
+    before_C, after_C = np.array(of).T
+    gained, lost = int((after_C > before_C).sum()), int((after_C < before_C).sum())
+    worst, spread = (f"{figure(before_C):.3f} to {figure(after_C):.3f}" for figure in (worst_decile, _spread))
+    return (
+        f"{gained} clients gained, {lost} lost, {len(before_C) - gained - lost} stayed as they were. The accuracy of "
+        f"the worst tenth went from {worst}, the standard deviation over clients from {spread}."
+    )
+
+
+def _spread(values_C: np.ndarray) -> float:
+    return float(values_C.std(ddof=1)) if len(values_C) > 1 else 0.0
 
 
 def trivial(population: Population, featurizer: Featurizer) -> dict[str, Metrics]:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from headwater.config import Fraction, RunOptions
 from headwater.federated import AGGREGATORS
 from headwater.federated.methods.options import MethodOptions
+from headwater.federated.personal.options import PersonalOptions
 from headwater.federated.population import PopulationOptions
 from headwater.model import Freeze
 from headwater.precision import Precision
@@ -19,7 +20,7 @@ from headwater.tasks.language_modeling import LanguageModelingOptions
 FEDERATED = {name: place for name, place in TASKS.items() if name != "representation"}
 
 
-class FederateOptions(MethodOptions, LanguageModelingOptions, PopulationOptions, RunOptions):
+class FederateOptions(PersonalOptions, MethodOptions, LanguageModelingOptions, PopulationOptions, RunOptions):
     """Options of `federate`."""
 
     no_result = RunOptions.no_result | {"processes"}
@@ -110,6 +111,23 @@ class FederateOptions(MethodOptions, LanguageModelingOptions, PopulationOptions,
             raise ValueError(
                 f"with epsilon, clients may send nothing that isn't clipped and noised and keep nothing: "
                 f"{', '.join(self.method)} was not made for that; only fedprox goes with it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _personal_fits(self) -> FederateOptions:
+        name = self.personal
+        if self.method and name in ("apfl", "pfedme", "perfedavg", "ifca"):
+            raise ValueError(f"{name} trains in its own way, which --method {', '.join(self.method)} would change")
+        if self.client_optimizer != "sgd" and name in ("apfl", "pfedme", "perfedavg"):
+            raise ValueError(f"{name} takes steps of plain gradient descent: use --client-optimizer sgd")
+        if self.bptt and name in ("apfl", "pfedme", "perfedavg"):
+            raise ValueError(f"{name} takes several steps on the same rows, and streams have none: leave --bptt at 0")
+        if name == "ifca" and self.epsilon:
+            raise ValueError("with epsilon, which model a client chooses would leak: ifca was not made for that")
+        if name == "ifca" and self.aggregator not in ("mean", "weighted"):
+            raise ValueError(
+                f"ifca averages over those who chose a model, which {self.aggregator!r} can't: use mean or weighted"
             )
         return self
 

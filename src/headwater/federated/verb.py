@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,21 +13,22 @@ from headwater.checkpoint import Checkpoint
 from headwater.config import cores
 from headwater.data.rows import TOO_FEW, Rows
 from headwater.errors import ConfigError
-from headwater.federated import AGGREGATORS, METHODS
+from headwater.federated import AGGREGATORS, METHODS, PERSONALIZERS
 from headwater.federated.aggregators import FixedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.clip_and_noise import ClipAndNoise
 from headwater.federated.controls import measure_alone, train_central
-from headwater.federated.measuring import Measure, Measured, trivial
+from headwater.federated.measuring import Measure, Measured, over_clients, trivial
 from headwater.federated.options import FederateOptions
+from headwater.federated.personal.base import Personalizer
 from headwater.federated.population import Population, read_population
-from headwater.federated.protocols import FederatedAlgorithm
+from headwater.federated.protocols import ClientId, FederatedAlgorithm
 from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.wire import Wire
-from headwater.model import FROZEN, Freeze
+from headwater.model import FROZEN, Freeze, SequenceModel
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
 from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
 from headwater.registry import made
@@ -36,9 +37,13 @@ from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks import task_class
 from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.weights import Weights, load_weights, weights_of
-from headwater.workers import can_fork
+from headwater.workers import can_fork, one_thread
 
 _SIMULATED = "A simulation: the noise comes from the seed, and the figures of each round are not noised."
+_AT_HOME = (
+    "Epsilon is that of what clients send. Their own models, which this checkpoint holds too, are for them alone: they "
+    "are neither clipped nor noised."
+)
 _LEARNED = ("train", "source", "unlabelled")
 _SEEN = (
     "An earlier stage of this model has learned from the same file of rows, all in one place and without noise: what "
@@ -99,10 +104,24 @@ class _Federation:
             methods=self.methods,
             carry=options.hidden_state == "carried",
         )
+        self.personalizer: Personalizer | None = None
+        if options.personal != "none":
+            self.personalizer = made(
+                "headwater.personalizers", PERSONALIZERS, options.personal, options, local=self.local
+            )
         self.processes = _processes(options.processes)
         self.start = shared_weights(weights_of(self.model), options.freeze)
+        self.sent = self.personalizer.start(self.start) if self.personalizer else self.start
+        self.cohort = LocalCohort(
+            self.examples,
+            self.personalizer or self.local,
+            processes=self.processes,
+            states=workspace.folder / ".clients",
+            wire=Wire(options.zstd),
+        )
         private = options.epsilon > 0
-        keep_best = len(self.population.valid) > 0 and not private
+        # What clients keep is of the last round.
+        keep_best = len(self.population.valid) > 0 and not private and not self.personalizer
         self.stopping = Stopping(
             options.rounds,
             options.target,
@@ -119,28 +138,29 @@ class _Federation:
         """Run the rounds and the controls; return the facts."""
         algorithm, privacy = self.assemble()
         loaded = load_state(self.workspace.state_file())
-        state = FederationState.of(*loaded) if loaded else FederationState(self.start)
-        with LocalCohort(
-            self.examples,
-            self.local,
-            processes=self.processes,
-            states=self.workspace.folder / ".clients",
-            wire=Wire(self.options.zstd),
-        ) as cohort:
+        state = FederationState.of(*loaded) if loaded else FederationState(self.sent)
+        with self.cohort:
             weights, why = run_rounds(
                 algorithm,
-                cohort,
+                self.cohort,
                 state,
                 self.stopping,
                 self.evaluate,
                 seed=self.options.seed,
                 after_round=self.after_round,
             )
+        personal = dict(self.personal(weights, self.examples))
+        weights = self.shared(weights)
         before, after = self.measure(self.start), self.measure(weights)
-        facts = after.facts(self.population.test_name)
-        facts["metrics"] |= {"before": before.figures()}
+        views = {"accuracy_before": before, "accuracy": after}
+        if personal:
+            views["accuracy_after"] = self.by_own_models(after, self.test, personal.items())
+        best = views.get("accuracy_after", after)
+        facts = best.facts(self.population.test_name)
+        facts["metrics"] |= {"before": before.figures()} | ({"shared": after.figures()} if personal else {})
+        pieces = [self.options.personal] if personal else []
         facts |= {
-            "method": "+".join([*self.options.method, "private mean" if privacy else self.options.aggregator]),
+            "method": "+".join([*pieces, *self.options.method, "private mean" if privacy else self.options.aggregator]),
             "rounds": _with_epsilon(state.records, privacy) if privacy else state.records,
             "curves": _curves(state),
             "stopped": why,
@@ -149,19 +169,25 @@ class _Federation:
             "baselines": trivial(self.population, self.checkpoint.featurizer),
             "notes": self.notes(),
         }
-        alone = self.add_controls(facts, before) if self.options.controls else None
-        facts["clients"] = self.client_rows(before, after, alone)
+        if personal:
+            facts["notes"] += [over_clients(self.test.by_client, after, best), *([_AT_HOME] if privacy else [])]
+        if self.options.controls:
+            views["accuracy_alone"] = self.add_controls(facts, before)
+        facts["clients"] = client_rows(self.population, views)
         load_weights(self.model, weights)
-        return Outcome(self.checkpoint.with_model(self.model), facts, (self.source,))
+        made_of = self.checkpoint.with_model(self.model)
+        return Outcome(replace(made_of, personal=differing(personal, weights)), facts, (self.source,))
 
     def assemble(self) -> tuple[FederatedAlgorithm, Privacy | None]:
         """Put the algorithm together."""
         options = self.options
         server = ServerSGD(options.server_lr, options.server_momentum)
+        client_update = self.personalizer or self.local
+        transforms = [*self.methods, *([self.personalizer] if self.personalizer else [])]
         if not options.epsilon:
             plain = FederatedAlgorithm(
-                client_update=self.local,
-                transforms=self.methods,
+                client_update=client_update,
+                transforms=transforms,
                 aggregator=made("headwater.aggregators", AGGREGATORS, options.aggregator, options),
                 server_optimizer=server,
                 sampler=Uniform(options.participation, options.seed),
@@ -186,8 +212,8 @@ class _Federation:
         )
         transform = ClipAndNoise(options.update_clip, noise, expected, options.seed)
         private = FederatedAlgorithm(
-            client_update=self.local,
-            transforms=(*self.methods, transform),
+            client_update=client_update,
+            transforms=(*transforms, transform),
             aggregator=FixedMean(expected),
             server_optimizer=server,
             sampler=Poisson(rate, options.seed),
@@ -195,13 +221,40 @@ class _Federation:
         return private, privacy
 
     def evaluate(self, weights: Weights) -> Metrics:
-        """Return the held-out figures of shared weights."""
-        load_weights(self.model, weights)
-        return self.held_out()
+        """Return the held-out figures of shared weights: with a method for it, of the clients' own models."""
+        load_weights(self.model, self.shared(weights))
+        if not (self.personalizer and self.valid):
+            return self.held_out()
+        clients = [client for client in self.valid.by_client if client in self.examples]
+        return self.by_own_models(self.valid(self.model), self.valid, self.personal(weights, clients)).figures()
 
     def held_out(self) -> Metrics:
         """Return the held-out figures of the model as it is."""
         return self.valid.figures(self.model) if self.valid else {}
+
+    def shared(self, weights: Weights) -> Weights:
+        """Return the weights of the model of those who have none of their own."""
+        return self.start | self.personalizer.shared(weights) if self.personalizer else weights
+
+    def personal(self, weights: Weights, clients: Iterable[ClientId]) -> Iterator[tuple[ClientId, Weights]]:
+        """Yield the weights of the clients' own models, if there is a method for it."""
+        if not self.personalizer:
+            return
+        for client in clients:
+            with one_thread():
+                own = self.personalizer.personal(weights, self.cohort.client(client))
+            yield client, own
+
+    def by_own_models(self, of: Measured, on: Measure, own: Iterable[tuple[ClientId, Weights]]) -> Measured:
+        """Return a measurement with the rows of the clients that have one read by their own model."""
+
+        def models() -> Iterator[tuple[ClientId, SequenceModel]]:
+            for client, weights in own:
+                if client in on.by_client:
+                    load_weights(self.model, weights)
+                    yield client, self.model
+
+        return of.with_clients(models())
 
     def measure(self, weights: Weights) -> Measured:
         """Return what the model makes of the test rows, with these weights put in."""
@@ -226,11 +279,6 @@ class _Federation:
         facts["controls"] = {"central": central.figures(), "alone": alone.figures()}
         return alone
 
-    def client_rows(self, before: Measured, after: Measured, alone: Measured | None) -> list[ClientRow]:
-        """Return each client's figures on its own test rows."""
-        views = {"accuracy_before": before, "accuracy": after} | ({"accuracy_alone": alone} if alone else {})
-        return client_rows(self.population, views)
-
     def uses(self) -> list[Any]:
         """Return the records of the rows read."""
         population = self.population
@@ -244,7 +292,7 @@ class _Federation:
     def notes(self) -> list[str]:
         """Return what a reader should know."""
         counts = np.array([len(examples) for examples in self.examples.values()])
-        shared = sum(value.numel() for value in self.start.values())
+        shared = sum(value.numel() for value in self.sent.values())
         spread = f"{counts.min()} to {counts.max()} training rows (median {int(np.median(counts))})"
         notes = [f"{len(counts)} clients with {spread}; {shared:,} numbers are shared."]
         notes += self.population.notes(self.checkpoint.featurizer)
@@ -303,6 +351,12 @@ def client_rows(population: Population, views: dict[str, Measured]) -> list[Clie
         )
         for client, rows in population.test.by_client().items()
     ]
+
+
+def differing(personal: Mapping[ClientId, Weights], shared: Weights) -> dict[ClientId, Weights]:
+    """Return of the clients' own models the weights in which any of them differs from the shared one."""
+    names = {name for own in personal.values() for name in own if not torch.equal(own[name], shared[name])}
+    return {client: {name: own[name] for name in sorted(names)} for client, own in personal.items()}
 
 
 def shared_weights(weights: Weights, freeze: Freeze) -> Weights:
