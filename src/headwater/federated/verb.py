@@ -28,7 +28,7 @@ from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.wire import Wire
-from headwater.model import FROZEN, Freeze, SequenceModel
+from headwater.model import FROZEN, Freeze
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
 from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
 from headwater.registry import made
@@ -154,7 +154,7 @@ class _Federation:
         before, after = self.measure(self.start), self.measure(weights)
         views = {"accuracy_before": before, "accuracy": after}
         if personal:
-            views["accuracy_after"] = self.by_own_models(after, self.test, personal.items())
+            views["accuracy_after"] = self.test.by_own_models(after, self.model, personal.items())
         best = views.get("accuracy_after", after)
         facts = best.facts(self.population.test_name)
         facts["metrics"] |= {"before": before.figures()} | ({"shared": after.figures()} if personal else {})
@@ -170,7 +170,7 @@ class _Federation:
             "notes": self.notes(),
         }
         if personal:
-            facts["notes"] += [over_clients(self.test.by_client, after, best), *([_AT_HOME] if privacy else [])]
+            facts["notes"] += [*over_clients(self.test.by_client, after, best), *([_AT_HOME] if privacy else [])]
         if self.options.controls:
             views["accuracy_alone"] = self.add_controls(facts, before)
         facts["clients"] = client_rows(self.population, views)
@@ -226,7 +226,8 @@ class _Federation:
         if not (self.personalizer and self.valid):
             return self.held_out()
         clients = [client for client in self.valid.by_client if client in self.examples]
-        return self.by_own_models(self.valid(self.model), self.valid, self.personal(weights, clients)).figures()
+        shared, own = self.valid(self.model), self.personal(weights, clients)
+        return self.valid.by_own_models(shared, self.model, own).figures()
 
     def held_out(self) -> Metrics:
         """Return the held-out figures of the model as it is."""
@@ -244,17 +245,6 @@ class _Federation:
             with one_thread():
                 own = self.personalizer.personal(weights, self.cohort.client(client))
             yield client, own
-
-    def by_own_models(self, of: Measured, on: Measure, own: Iterable[tuple[ClientId, Weights]]) -> Measured:
-        """Return a measurement with the rows of the clients that have one read by their own model."""
-
-        def models() -> Iterator[tuple[ClientId, SequenceModel]]:
-            for client, weights in own:
-                if client in on.by_client:
-                    load_weights(self.model, weights)
-                    yield client, self.model
-
-        return of.with_clients(models())
 
     def measure(self, weights: Weights) -> Measured:
         """Return what the model makes of the test rows, with these weights put in."""
@@ -356,7 +346,7 @@ def client_rows(population: Population, views: dict[str, Measured]) -> list[Clie
 def differing(personal: Mapping[ClientId, Weights], shared: Weights) -> dict[ClientId, Weights]:
     """Return of the clients' own models the weights in which any of them differs from the shared one."""
     names = {name for own in personal.values() for name in own if not torch.equal(own[name], shared[name])}
-    return {client: {name: own[name] for name in sorted(names)} for client, own in personal.items()}
+    return {client: {name: own[name].clone() for name in sorted(names)} for client, own in personal.items()}
 
 
 def shared_weights(weights: Weights, freeze: Freeze) -> Weights:
