@@ -148,8 +148,7 @@ def over_clients(clients: Iterable[ClientId], before: Measured, after: Measured)
     worst, spread = (f"{figure(before_C):.3f} to {figure(after_C):.3f}" for figure in (worst_decile, _spread))
     return [
         f"{gained} clients gained, {lost} lost, {len(before_C) - gained - lost} stayed as they were.",
-        f"The accuracy of the worst tenth of the clients went from {worst}, its standard deviation over clients from "
-        f"{spread}.",
+        f"The accuracy of the worst tenth of the clients went from {worst}, the standard deviation from {spread}.",
     ]
 
 

@@ -29,7 +29,7 @@ class Ditto(Personalizer):
     """
 
     local: LocalTraining
-    pull: float = 0.1
+    pull: float = 1.0
 
     def __call__(self, instruction: Instruction, client: Client) -> Update:
         """Train v, then w; send w."""

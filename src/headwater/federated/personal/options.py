@@ -31,7 +31,7 @@ class PersonalOptions(Config):
     """How the names of the weights begin that never leave a client, with `fedper` and `fedrep`."""
     own_epochs: Annotated[int, Field(ge=1)] = 5
     """FedRep's passes over a client's rows in which only its own weights learn."""
-    pull: Annotated[float, Field(ge=0.0)] = 0.1
+    pull: Annotated[float, Field(ge=0.0)] = 1.0
     """Ditto's and pFedMe's lambda: how strongly a client's own model is held to the shared one."""
     mixing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """What APFL's share of a client's own model begins with; it is learned."""

@@ -29,7 +29,7 @@ class PFedMe(Personalizer):
     """
 
     local: LocalTraining
-    pull: float = 0.1
+    pull: float = 1.0
     inner_steps: int = 5
     inner_lr: float = 0.3
     seed: int = 0
