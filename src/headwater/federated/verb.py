@@ -40,6 +40,7 @@ from headwater.weights import Weights, load_weights, weights_of
 from headwater.workers import can_fork, one_thread
 
 _SIMULATED = "A simulation: the noise comes from the seed, and the figures of each round are not noised."
+_OWN = "The clients' own models beside the shared one:"
 _AT_HOME = (
     "Epsilon is that of what clients send. Their own models, which this checkpoint holds too, are for them alone: they "
     "are neither clipped nor noised."
@@ -170,7 +171,10 @@ class _Federation:
             "notes": self.notes(),
         }
         if personal:
-            facts["notes"] += [*over_clients(self.test.by_client, after, best), *([_AT_HOME] if privacy else [])]
+            facts["notes"] += [
+                f"{_OWN} {' '.join(over_clients(self.test.by_client, after, best))}",
+                *([_AT_HOME] if privacy else []),
+            ]
         if self.options.controls:
             views["accuracy_alone"] = self.add_controls(facts, before)
         facts["clients"] = client_rows(self.population, views)
