@@ -23,7 +23,7 @@ def anchor(weights: Mapping[str, Tensor], to: Mapping[str, Tensor], strength: fl
         to: w0, by the same names; it may have more.
         strength: The gradient is this times w - w0.
     """
-    distances = [F.mse_loss(value, to[name], reduction="sum") for name, value in weights.items()]
+    distances = [F.mse_loss(value, to[name].to(value.device), reduction="sum") for name, value in weights.items()]
     return strength / 2 * torch.stack(distances).sum()
 
 

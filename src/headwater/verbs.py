@@ -101,7 +101,7 @@ VERBS = {
         MODEL,
     ),
     "personalize": Verb(
-        "give each client a head of its own",
+        "give each client a head or a model of its own",
         "headwater.federated.personalization:PersonalizeOptions",
         "headwater.federated.personalization:personalize",
         MODEL,

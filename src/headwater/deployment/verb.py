@@ -105,7 +105,7 @@ def _work(checkpoint: Checkpoint, options: ExportOptions, workspace: Workspace) 
         facts |= best.comparison.after.facts("test") | {"data": [rows.use("test")]}
         facts["examples"] = examples(replace(reference, run=best.run), rows)
     if checkpoint.personal and options.client is None:
-        whose = f"the heads of {len(checkpoint.personal)} clients stay behind"
+        whose = f"the own weights of {len(checkpoint.personal)} clients stay behind"
         facts["notes"] = [f"This is the shared model; {whose}. --client NAME exports a client's own."]
     return Outcome(None, facts, (checkpoint,), artifact_of=checkpoint)
 

@@ -48,6 +48,15 @@ METHODS = {
     "feddyn": "headwater.federated.methods.feddyn:FedDyn",
     "moon": "headwater.federated.methods.moon:Moon",
 }
+PERSONALIZERS = {
+    "fedper": "headwater.federated.personal.fedper:FedPer",
+    "fedrep": "headwater.federated.personal.fedrep:FedRep",
+    "ditto": "headwater.federated.personal.ditto:Ditto",
+    "apfl": "headwater.federated.personal.apfl:Apfl",
+    "pfedme": "headwater.federated.personal.pfedme:PFedMe",
+    "perfedavg": "headwater.federated.personal.perfedavg:PerFedAvg",
+    "ifca": "headwater.federated.personal.ifca:Ifca",
+}
 PARTITIONERS = {
     "iid": "headwater.federated.partition:iid",
     "dirichlet": "headwater.federated.partition:dirichlet",

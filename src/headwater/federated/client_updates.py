@@ -61,6 +61,7 @@ class LocalMethod(Protocol):
 
     def begin(self, local: LocalRound) -> None:
         """Prepare; the model holds the instruction's weights."""
+        del local
 
     def loss(self, local: LocalRound, batch: Batch | None) -> Tensor | None:
         """Return what is added to a batch's loss; there is no batch where a stream is read window by window."""
@@ -69,6 +70,7 @@ class LocalMethod(Protocol):
 
     def correct(self, local: LocalRound) -> None:
         """Change the gradients, which are clipped already, before a step."""
+        del local
 
     def finish(self, local: LocalRound, update: Update) -> Update:
         """Change the update, and what the client remembers; the model holds what was learned."""
@@ -137,7 +139,7 @@ class LocalTraining:
         else:
             torch.manual_seed(seed)
         batches = self._batches(client, seed)
-        steps = max(1, math.ceil(client.work * (self.steps or self.epochs * batches.steps_per_epoch)))
+        steps = self.steps_for(client, batches.steps_per_epoch)
         local = LocalRound(self.model, instruction, client, shared, self.lr, steps)
         for method in self.methods:
             method.begin(local)
@@ -154,6 +156,10 @@ class LocalTraining:
         for method in self.methods:
             update = method.finish(local, update)
         return update
+
+    def steps_for(self, client: Client, steps_per_epoch: int) -> int:
+        """Return the steps that a client takes in a round."""
+        return max(1, math.ceil(client.work * (self.steps or self.epochs * steps_per_epoch)))
 
     def own_of(self, client: Client) -> Weights:
         """Return the client's own weights: what it keeps, or what all begin with."""

@@ -1,13 +1,15 @@
 """A model measured on the clients' rows that are held out: for all of them together, and for each by itself.
 
-Shapes: N rows, K classes.
+Shapes: N rows, K classes, C clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
+
+import numpy as np
 
 from headwater.baselines import baselines, unigram
 from headwater.data.rows import Rows
@@ -18,8 +20,10 @@ from headwater.federated.protocols import ClientId
 from headwater.metrics import TokenCounts
 from headwater.model import SequenceModel
 from headwater.records import Metrics
+from headwater.statistics import worst_decile
 from headwater.tasks import Task
 from headwater.tasks.classification import class_probabilities
+from headwater.weights import Weights, load_weights
 
 _BATCH = 64
 
@@ -65,6 +69,17 @@ class Measure:
             probabilities_NK = class_probabilities(model, self.examples)
             return Classified(self, Evaluation.of(self.rows, self.labels, probabilities_NK))
         return Read(self, {client: self.tokens(model, client) for client in self.by_client})
+
+    def by_own_models(self, of: Measured, model: SequenceModel, own: Iterable[tuple[ClientId, Weights]]) -> Measured:
+        """Return a measurement of the rows with those of some clients read by a model with their own weights."""
+
+        def models() -> Iterator[tuple[ClientId, SequenceModel]]:
+            for client, weights in own:
+                if client in self.by_client:
+                    load_weights(model, weights)
+                    yield client, model
+
+        return of.with_clients(models())
 
     def tokens(self, model: SequenceModel, client: ClientId) -> TokenCounts:
         """Return a language model's counts of a client's rows."""
@@ -123,6 +138,22 @@ class Read:
         """Return this with the rows of some clients measured by models of their own."""
         own = {client: self.measure.tokens(model, client) for client, model in models}
         return replace(self, counts=self.counts | own)
+
+
+def over_clients(clients: Iterable[ClientId], before: Measured, after: Measured) -> list[str]:
+    """Return in two sentences what each client's own model changes for it."""
+    of = [(before.of_client(client)["accuracy"], after.of_client(client)["accuracy"]) for client in clients]
+    before_C, after_C = np.array(of).T
+    gained, lost = int((after_C > before_C).sum()), int((after_C < before_C).sum())
+    worst, spread = (f"{figure(before_C):.3f} to {figure(after_C):.3f}" for figure in (worst_decile, _spread))
+    return [
+        f"{gained} clients gained, {lost} lost, {len(before_C) - gained - lost} stayed as they were.",
+        f"The accuracy of the worst tenth of the clients went from {worst}, the standard deviation from {spread}.",
+    ]
+
+
+def _spread(values_C: np.ndarray) -> float:
+    return float(values_C.std(ddof=1)) if len(values_C) > 1 else 0.0
 
 
 def trivial(population: Population, featurizer: Featurizer) -> dict[str, Metrics]:

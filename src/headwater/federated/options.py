@@ -13,6 +13,7 @@ from headwater.federated.attacks import AttackOptions
 from headwater.federated.codecs.options import CodecOptions
 from headwater.federated.conditions import ConditionOptions
 from headwater.federated.methods.options import MethodOptions
+from headwater.federated.personal.options import PersonalOptions
 from headwater.federated.population import PopulationOptions
 from headwater.federated.sampling import SamplingOptions
 from headwater.federated.server_optimizers import ServerOptions
@@ -34,6 +35,7 @@ class FederateOptions(
     AttackOptions,
     MethodOptions,
     CodecOptions,
+    PersonalOptions,
     LanguageModelingOptions,
     PopulationOptions,
     RunOptions,
@@ -155,6 +157,23 @@ class FederateOptions(
             raise ValueError(
                 "with epsilon, one client's pull on the aggregate must be bounded, and used_rows doesn't bound that of "
                 "a client who alone has changed a row: leave it off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _personal_fits(self) -> FederateOptions:
+        name = self.personal
+        if self.method and name in ("apfl", "pfedme", "perfedavg", "ifca"):
+            raise ValueError(f"{name} trains in its own way, which --method {', '.join(self.method)} would change")
+        if self.client_optimizer != "sgd" and name in ("apfl", "pfedme", "perfedavg"):
+            raise ValueError(f"{name} takes steps of plain gradient descent: use --client-optimizer sgd")
+        if self.bptt and name in ("apfl", "pfedme", "perfedavg"):
+            raise ValueError(f"{name} takes several steps on the same rows, and streams have none: leave --bptt at 0")
+        if name == "ifca" and self.epsilon:
+            raise ValueError("with epsilon, which model a client chooses would leak: ifca was not made for that")
+        if name == "ifca" and self.aggregator not in ("mean", "weighted"):
+            raise ValueError(
+                f"ifca averages over those who chose a model, which {self.aggregator!r} can't: use mean or weighted"
             )
         return self
 

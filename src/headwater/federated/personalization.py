@@ -1,12 +1,13 @@
-"""The verb `personalize`: each client fits a head of its own on its own rows; the encoder stays shared.
+"""The verb `personalize`: after a federation each client goes on by itself, on its own rows.
 
 Shapes: N rows, F pooled features, K classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -16,28 +17,44 @@ from torch.nn import functional as F
 
 from headwater.checkpoint import Checkpoint
 from headwater.config import RunOptions
-from headwater.data.rows import Rows
 from headwater.errors import CheckpointError, DataError
-from headwater.evaluation import Evaluation
-from headwater.federated.measuring import Classified, Measure, Measured
+from headwater.federated.client_updates import LocalTraining
+from headwater.federated.measuring import Measure, over_clients
 from headwater.federated.population import Population, PopulationOptions, read_population
+from headwater.federated.protocols import Client, ClientId, Instruction
 from headwater.federated.verb import client_rows
+from headwater.model import SequenceModel
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks.classification import PooledLinear, pooled_states
-from headwater.weights import Weights
+from headwater.weights import Weights, add_scaled, weights_of
 
+_CLIP = 1.0
+"""Largest L2 norm of the gradient in a step of fine-tuning, as in `federate`."""
+_LEFT_BEHIND = "The clients' own weights of an earlier stage were left behind: each starts from the shared model."
 HEAD = ("head.linear.weight", "head.linear.bias")
 
 
 class PersonalizeOptions(PopulationOptions, RunOptions):
     """Options of `personalize`."""
 
+    method: Literal["head", "fine_tune", "probe_fine_tune"] = "head"
+    """What each client learns by itself: a `head`, a convex problem; all weights (`fine_tune`); or all weights from
+    that head on (`probe_fine_tune`: the first steps then spoil less of the shared features)."""
     strength: Annotated[float, Field(gt=0.0)] = 0.3
     """How strongly a client's head is held to the shared one: as much as this many rows would; large values keep it."""
+    epochs: Annotated[int, Field(ge=1)] = 3
+    """Passes of a client over its rows, where it learns all weights."""
+    lr: Annotated[float, Field(gt=0.0)] = 0.1
+    """The learning rate of plain gradient descent then."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Rows a step then."""
 
     def unread(self) -> dict[str, str]:
         """Nothing is chosen by held-out rows, so with test rows all the others are learned from."""
-        return super().unread() | ({"valid": "without --test"} if self.test else {})
+        unread = super().unread() | ({"valid": "without --test"} if self.test else {})
+        if self.method == "head":
+            return unread | dict.fromkeys(("epochs", "lr", "batch_size"), "with another --method")
+        return unread | ({"strength": "with another --method"} if self.method == "fine_tune" else {})
 
 
 @dataclass(frozen=True)
@@ -47,21 +64,16 @@ class Head:
     weight_KF: Tensor
     bias_K: Tensor
 
-    def probabilities(self, pooled_NF: np.ndarray) -> np.ndarray:
-        """Return class probabilities (N, K) of pooled states."""
-        logits_NK = torch.from_numpy(pooled_NF) @ self.weight_KF.T + self.bias_K
-        return logits_NK.softmax(1).numpy()
-
     def weights(self) -> Weights:
         """Return the head under the model's parameter names, float32."""
         return dict(zip(HEAD, (self.weight_KF.float(), self.bias_K.float()), strict=True))
 
 
 def personalize(checkpoint: Checkpoint, options: PersonalizeOptions) -> Checkpoint:
-    """Give each client a head of its own.
+    """Give each client a head, or a model, of its own.
 
     Returns:
-        The checkpoint with the clients' heads, as written to ``options.out``.
+        The checkpoint with the clients' own weights, as written to ``options.out``.
 
     Raises:
         HeadwaterError: The data, the options or the output folder can't be used.
@@ -82,36 +94,65 @@ def _work(checkpoint: Checkpoint, options: PersonalizeOptions, workspace: Worksp
         )
     if population.test_name == "test":  # then nothing is chosen by the held-out rows: they are the clients' to use
         population = replace(population, train=population.everything())
-    train, test = _pooled(checkpoint, population.train), _pooled(checkpoint, population.test)
-    weights = checkpoint.weights()
-    shared = Head(weights[HEAD[0]].double(), weights[HEAD[1]].double())
-    before_NK = shared.probabilities(test)
-    after_NK = before_NK.copy()
-    targets = population.train.encode(checkpoint.featurizer, checkpoint.labels).targets_N
-    test_rows = population.test.by_client()
-    personal: dict[str, Weights] = {}
-    clients = population.train.by_client()
-    for number, (client, rows) in enumerate(clients.items(), 1):
-        head = fit_head(shared, train[rows], targets[rows], options.strength)
-        personal[client] = head.weights()
-        if client in test_rows:
-            after_NK[test_rows[client]] = head.probabilities(test[test_rows[client]])
-        workspace.progress.advance(number, len(clients))
+    model = checkpoint.model().to(workspace.device)
+    shared = weights_of(model)
     measure = Measure(population.test, checkpoint.config.make_task(), checkpoint.featurizer, checkpoint.labels)
-    before, after = (
-        Classified(measure, Evaluation.of(population.test, checkpoint.labels, probabilities_NK))
-        for probabilities_NK in (before_NK, after_NK)
-    )
+    before = measure(model)
+    clients = len(set(population.train.clients))
+    personal: dict[ClientId, Weights] = {}
+    for number, (client, own) in enumerate(_learned(checkpoint, model, shared, population, options), 1):
+        personal[client] = own
+        workspace.progress.advance(number, clients)
+    after = measure.by_own_models(before, model, ((client, shared | own) for client, own in personal.items()))
     facts = after.facts(population.test_name)
     facts["metrics"] |= {"before": before.figures(), "after": after.figures()}
     facts |= {
-        "method": "head",
-        "device": "cpu",
+        "method": options.method,
         "data": [population.train.use("train"), population.test.use("test")],
         "clients": client_rows(population, {"accuracy_before": before, "accuracy_after": after}),
-        "notes": [*_notes(population, before, after), *population.notes(checkpoint.featurizer)],
+        "notes": [
+            *over_clients(population.test.by_client(), before, after),
+            *([_LEFT_BEHIND] if checkpoint.personal else []),
+            *population.notes(checkpoint.featurizer),
+        ],
     }
     return Outcome(replace(checkpoint, personal=personal), facts, (checkpoint,))
+
+
+def _learned(
+    checkpoint: Checkpoint,
+    model: SequenceModel,
+    shared: Weights,
+    population: Population,
+    options: PersonalizeOptions,
+) -> Iterator[tuple[ClientId, Weights]]:
+    """Yield each client's own weights (from its own head on: Kumar et al. 2022, arXiv:2202.10054)."""
+    task, device = checkpoint.config.make_task(), next(model.parameters()).device
+    train = LocalTraining(model, task, options.epochs, options.batch_size, options.lr, clip=_CLIP, device=device)
+    examples = population.examples(checkpoint.featurizer)
+    heads = dict(_heads(checkpoint, model, population, options.strength)) if options.method != "fine_tune" else {}
+    for client, rows in examples.items():
+        own = heads.get(client, {})
+        if options.method != "head":
+            start = shared | own
+            own = add_scaled(start, train(Instruction(1, start, options.seed), Client(client, rows)).delta)
+        yield client, own
+
+
+def _heads(
+    checkpoint: Checkpoint, model: SequenceModel, population: Population, strength: float
+) -> Iterator[tuple[ClientId, Weights]]:
+    """Yield each client's head."""
+    if not isinstance(model.head, PooledLinear):
+        raise CheckpointError(
+            f"{checkpoint.path}: only linear heads on pooled states can be fitted: use --method fine_tune"
+        )
+    weights = checkpoint.weights()
+    shared = Head(weights[HEAD[0]].double(), weights[HEAD[1]].double())
+    examples = population.train.encode(checkpoint.featurizer, checkpoint.labels)
+    pooled_NF = pooled_states(model, examples)
+    for client, rows in population.train.by_client().items():
+        yield client, fit_head(shared, pooled_NF[rows], examples.targets_N[rows], strength).weights()
 
 
 def fit_head(shared: Head, pooled_NF: np.ndarray, targets_N: np.ndarray, strength: float) -> Head:
@@ -142,17 +183,3 @@ def fit_head(shared: Head, pooled_NF: np.ndarray, targets_N: np.ndarray, strengt
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     return Head(shared.weight_KF + weight.detach(), shared.bias_K + bias.detach())
-
-
-def _pooled(checkpoint: Checkpoint, rows: Rows) -> np.ndarray:
-    model = checkpoint.model()
-    if not isinstance(model.head, PooledLinear):
-        raise CheckpointError(f"{checkpoint.path}: only linear heads on pooled states can be personalized")
-    return pooled_states(model, rows.encode(checkpoint.featurizer, checkpoint.labels))
-
-
-def _notes(population: Population, before: Measured, after: Measured) -> list[str]:
-    clients = population.test.by_client()
-    gain = np.array([after.of_client(name)["accuracy"] - before.of_client(name)["accuracy"] for name in clients])
-    gained, lost, same = int((gain > 0).sum()), int((gain < 0).sum()), int((gain == 0).sum())
-    return [f"{gained} clients gained, {lost} lost, {same} stayed as they were."]

@@ -148,6 +148,10 @@ class LocalCohort:
         ordered = getattr(self._data, "clients", None)  # a store of millions knows them in order
         return ordered if ordered is not None else sorted(self._data)
 
+    def client(self, name: ClientId) -> Client:
+        """Return a client as it is between two rounds, with what it has kept from those so far."""
+        return Client(name, self._data[name], self._states.read(name))
+
     def gather(
         self, instruction: Instruction, clients: Sequence[ClientId], transforms: Sequence[UpdateTransform]
     ) -> Iterator[Update]:

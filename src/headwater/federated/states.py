@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 from headwater.federated.protocols import ClientId
@@ -24,8 +25,8 @@ class ClientStates:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def read(self, client: ClientId, round_number: int) -> Weights:
-        """Return what the client kept from the rounds before this one; empty where it kept nothing.
+    def read(self, client: ClientId, round_number: float = math.inf) -> Weights:
+        """Return what the client kept from the rounds before this one, or from all; empty where it kept nothing.
 
         Raises:
             CheckpointError: The file is damaged.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,41 +10,31 @@ import numpy as np
 import torch
 
 from headwater.checkpoint import Checkpoint
-from headwater.config import cores
 from headwater.data.rows import TOO_FEW, Rows
 from headwater.errors import ConfigError, WorkerError
-from headwater.federated import AGGREGATORS, ATTACKS, CODECS, METHODS, SAMPLERS, SERVER_OPTIMIZERS
-from headwater.federated.aggregators import FixedMean
-from headwater.federated.algorithm import FederationState, InRounds, Pace, Stopping, run_rounds
-from headwater.federated.asynchronous import Buffered
-from headwater.federated.attacks import Attack, Attacked, chosen_attackers
-from headwater.federated.client_updates import LocalTraining
-from headwater.federated.clip_and_noise import ClipAndNoise
-from headwater.federated.codecs.transforms import EncodeUpdates, EncodeWeights
-from headwater.federated.conditions import ConditionOptions, World
+from headwater.federated.algorithm import FederationState, Stopping, run_rounds
+from headwater.federated.assembly import Assembly, begun
 from headwater.federated.controls import measure_alone, train_central
 from headwater.federated.distributed import DistributedCohort, Ranks, joined
-from headwater.federated.measuring import Measure, Measured, trivial
+from headwater.federated.measuring import Measure, Measured, over_clients, trivial
 from headwater.federated.options import FederateOptions
 from headwater.federated.population import Population, read_population
-from headwater.federated.protocols import ClientId, ClientUpdate, FederatedAlgorithm, Sampler, UpdateTransform
-from headwater.federated.sampling import Draws, Poisson, wanted
-from headwater.federated.simulation import LocalCohort
-from headwater.federated.used_rows import UsedRows
-from headwater.federated.wire import Wire
-from headwater.model import FROZEN, Freeze
+from headwater.federated.protocols import ClientId, FederatedAlgorithm
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
 from headwater.progress import Progress
 from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
-from headwater.registry import made
 from headwater.resume_state import load_state, save_state
 from headwater.stage import Outcome, Workspace, run_stage, set_device, working_folder
 from headwater.tasks import task_class
-from headwater.tasks.language_modeling import LanguageModelingOptions
-from headwater.weights import Weights, load_weights, weights_of
-from headwater.workers import can_fork
+from headwater.weights import Weights, load_weights
+from headwater.workers import one_thread
 
 _SIMULATED = "A simulation: the noise comes from the seed, and the figures of each round are not noised."
+_OWN = "The clients' own models beside the shared one:"
+_AT_HOME = (
+    "Epsilon is that of what clients send. Their own models, which this checkpoint holds too, are for them alone: they "
+    "are neither clipped nor noised."
+)
 _LEARNED = ("train", "source", "unlabelled")
 _SEEN = (
     "An earlier stage of this model has learned from the same file of rows, all in one place and without noise: what "
@@ -78,110 +67,53 @@ def federate(checkpoint: Checkpoint, options: FederateOptions) -> Checkpoint:
 
 
 class _Federation:
-    """One run: reads the population, puts the algorithm together, runs it beside its controls."""
+    """One run: reads the population, has the algorithm put together, runs it beside its controls."""
 
     def __init__(
         self, source: Checkpoint, options: FederateOptions, workspace: Workspace, ranks: Ranks | None = None
     ) -> None:
         self.source = source
-        self.ranks = ranks
         self.options = options
         self.workspace = workspace
         kind = task_class(options.task)
         self.population = read_population(
             options, options.seed, source.labels, source.featurizer.options, labelled=kind.needs_labels
         )
-        by_valid = options.target or options.patience or options.aggregator == "validation"
-        if by_valid and not len(self.population.valid):
+        if not len(self.population.valid) and (options.target or options.patience):
             raise ConfigError(
-                f"{options.data} has too few rows to hold 50 of them out, and target, patience and the aggregator "
-                "'validation' go by those: leave them, or raise --valid"
+                f"{options.data} has too few rows to hold 50 of them out, and target and patience go by those: "
+                "leave both at 0, or raise --valid"
             )
-        self.checkpoint = _start(source, options, self.population.labels)
+        self.checkpoint = begun(source, options, self.population.labels)
         self.model = self.checkpoint.model().to(workspace.device)
-        self.task = self.checkpoint.config.make_task()
         self.examples = self.population.examples(self.checkpoint.featurizer)
-        self.rows_C = np.array([len(self.examples[client]) for client in sorted(self.examples)])
-        self.world = self._world()
         self.valid = self._measure(self.population.valid) if len(self.population.valid) else None
         self.test = self._measure(self.population.test)
-        self.methods = [
-            made("headwater.local_methods", METHODS, name, options, population=len(self.examples))
-            for name in options.method
-        ]
-        self.local = LocalTraining(
-            self.model,
-            self.task,
-            options.local_epochs,
-            options.batch_size,
-            options.client_lr,
-            options.client_optimizer,
-            options.clip,
-            workspace.device,
-            precision=options.precision,
-            steps=options.local_steps,
-            methods=self.methods,
-            carry=options.hidden_state == "carried",
-        )
-        self.client_update: ClientUpdate = self.local
-        self.attack: Attack | None = None
-        self.attackers: list[ClientId] = []
-        if options.attack != "none":
-            self.attack = _attack(options, self.checkpoint)
-            self.attackers = chosen_attackers(list(self.examples), options.attackers, options.seed)
-            self.client_update = Attacked(self.local, self.attack, self.attackers)
-        self.processes = _processes(options.processes)
-        self.start = shared_weights(weights_of(self.model), options.freeze)
-        private = options.epsilon > 0
-        keep_best = len(self.population.valid) > 0 and not private
-        self.stopping = Stopping(
-            options.rounds,
-            options.target,
-            options.patience,
-            keep_best=keep_best,
-            min_replies=options.min_replies,
-            evaluate_every=options.evaluate_every,
-        )
-
-    def _world(self) -> World:
-        options, median = self.options, float(np.median(self.rows_C))
-        for name, most in (("cohort", options.cohort), ("buffer", options.buffer)):
-            if most > len(self.rows_C):
-                raise ConfigError(f"{name} = {most}: there are {len(self.rows_C)} clients, so take no more than that")
-
-        def load(client: ClientId) -> float:
-            return 1.0 if options.local_steps else len(self.examples[client]) / median
-
-        closes = options.over_select and not options.buffer and options.sampler != "poisson"
-        enough = wanted(options.participation, options.cohort, len(self.rows_C)) if closes else 0
-        return World(options.only(ConditionOptions), options.seed, load, enough)
+        rows = {client: len(found) for client, found in self.population.train.by_client().items()}
+        self.pieces = Assembly(options, self.checkpoint, self.model, self.examples, rows)
+        data = self.population.train.sha256
+        self.cohort = self.pieces.cohort(workspace.folder / ".clients", ranks, data)
 
     def _measure(self, rows: Rows) -> Measure:
-        return Measure(rows, self.task, self.checkpoint.featurizer, self.population.labels)
+        return Measure(rows, self.checkpoint.config.make_task(), self.checkpoint.featurizer, self.population.labels)
 
     def run(self) -> Outcome:
         """Run the rounds and the controls; return the facts."""
         algorithm, privacy = self.assemble()
         loaded = load_state(self.workspace.state_file())
-        state = FederationState.of(*loaded) if loaded else FederationState(self.start)
-        with self.cohort() as cohort:
+        state = FederationState.of(*loaded) if loaded else FederationState(self.pieces.sent)
+        with self.cohort:
             weights, why = run_rounds(
                 algorithm,
-                cohort,
+                self.cohort,
                 state,
-                self.stopping,
+                self.stopping(),
                 self.evaluate,
                 seed=self.options.seed,
-                pace=self.pace(algorithm.sampler),
+                pace=self.pieces.pace(algorithm.sampler),
                 after_round=self.after_round,
             )
-        before, after = self.measure(self.start), self.measure(weights)
-        facts = after.facts(self.population.test_name)
-        facts["metrics"] |= {"before": before.figures()}
-        if self.attack and (success := self.attack.measured(self.model, self.test.examples)):
-            facts["metrics"] |= {self.options.attack: success}
-        facts |= {
-            "method": "+".join([*self.options.method, "private mean" if privacy else self.options.aggregator]),
+        facts = {
             "rounds": _with_epsilon(state.records, privacy) if privacy else state.records,
             "curves": _curves(state),
             "stopped": why,
@@ -190,10 +122,38 @@ class _Federation:
             "baselines": trivial(self.population, self.checkpoint.featurizer),
             "notes": self.notes(),
         }
-        alone = self.add_controls(facts, before) if self.options.controls else None
-        facts["clients"] = self.client_rows(before, after, alone)
+        return self.outcome(weights, facts)
+
+    def outcome(self, weights: Weights, facts: dict[str, Any]) -> Outcome:
+        """Measure what the rounds have made, beside the controls."""
+        own = dict(self.personal(weights, self.examples))
+        weights = self.shared(weights)
+        before, shared = self.measure(self.pieces.start), self.measure(weights)
+        views = {"accuracy_before": before, "accuracy": shared}
+        beside: dict[str, Metrics] = {}
+        if self.pieces.attack and (success := self.pieces.attack.measured(self.model, self.test.examples)):
+            beside[self.options.attack] = success
+        if own:
+            views["accuracy_after"] = self.test.by_own_models(shared, self.model, own.items())
+            beside["shared"] = shared.figures()
+        best = views.get("accuracy_after", shared)
+        found = best.facts(self.population.test_name)
+        found["metrics"] |= {"before": before.figures()} | beside
+        if own:
+            facts["notes"].append(f"{_OWN} {' '.join(over_clients(self.test.by_client, shared, best))}")
+            facts["notes"] += [_AT_HOME] if facts["privacy"] else []
+        if self.options.controls:
+            views["accuracy_alone"] = self.add_controls(facts, before)
+        facts |= found | {"method": self.method(), "clients": client_rows(self.population, views)}
         load_weights(self.model, weights)
-        return Outcome(self.checkpoint.with_model(self.model), facts, (self.source,))
+        made_of = self.checkpoint.with_model(self.model)
+        return Outcome(replace(made_of, personal=differing(own, weights)), facts, (self.source,))
+
+    def method(self) -> str:
+        """Return the pieces' names."""
+        options = self.options
+        personal = [] if options.personal == "none" else [options.personal]
+        return "+".join([*personal, *options.method, "private mean" if options.epsilon else options.aggregator])
 
     def serve(self) -> None:
         """Work off clients for the process that runs the stage.
@@ -210,60 +170,33 @@ class _Federation:
                 )
 
         algorithm, _ = self.assemble()
-        with self.cohort() as cohort:
+        with self.cohort as cohort:
             assert isinstance(cohort, DistributedCohort)  # noqa: S101 - there are ranks
             cohort.serve(algorithm, see_folder)
 
-    def cohort(self) -> LocalCohort:
-        """Return the simulated clients."""
-        given: dict[str, Any] = {
-            "processes": self.processes,
-            "states": self.workspace.folder / ".clients",
-            "conditions": self.world,
-            "wire": Wire(self.options.zstd),
-        }
-        if self.ranks:
-            rows = self.population.train.use("train").sha256
-            return DistributedCohort(self.ranks, rows, self.examples, self.client_update, **given)
-        return LocalCohort(self.examples, self.client_update, **given)
+    def stopping(self) -> Stopping:
+        """Return when to end."""
+        options = self.options
+        # What clients keep is of the last round.
+        keep_best = self.valid is not None and not options.epsilon and not self.pieces.personalizer
+        return Stopping(
+            options.rounds,
+            options.target,
+            options.patience,
+            keep_best=keep_best,
+            min_replies=options.min_replies,
+            evaluate_every=options.evaluate_every,
+        )
 
     def assemble(self) -> tuple[FederatedAlgorithm, Privacy | None]:
         """Put the algorithm together."""
         options = self.options
-        server = made(
-            "headwater.server_optimizers",
-            SERVER_OPTIMIZERS,
-            options.server_optimizer,
-            options,
-            lr=options.server_lr,
-            momentum=options.server_momentum,
-            beta2=options.server_beta2,
-            tau=options.server_tau,
-        )
         if not options.epsilon:
-            plain = FederatedAlgorithm(
-                client_update=self.client_update,
-                transforms=self.encoded([*self.used_rows(), *self.methods]),
-                aggregator=made(
-                    "headwater.aggregators", AGGREGATORS, options.aggregator, options, accuracy=self.accuracy
-                ),
-                server_optimizer=server,
-                sampler=made(
-                    "headwater.samplers",
-                    SAMPLERS,
-                    options.sampler,
-                    options,
-                    rows_C=self.rows_C,
-                    available=self.world.available,
-                ),
-            )
-            return plain, None
-        clients = len(self.examples)
+            return self.pieces.algorithm(self.accuracy), None
+        clients, rate = len(self.pieces.rows_C), self.pieces.sampling_rate()
         delta = options.delta or clients**-1.1
-        rate = min(options.cohort / clients or options.participation, 0.999)
         self.workspace.progress.note(f"finding the noise that keeps within epsilon {options.epsilon:g} ...")
         noise = noise_for(options.epsilon, sampling_rate=rate, rounds=options.rounds, delta=delta)
-        expected = rate * clients
         privacy = Privacy(
             epsilon=epsilon_spent(noise_multiplier=noise, sampling_rate=rate, rounds=options.rounds, delta=delta),
             delta=delta,
@@ -275,56 +208,38 @@ class _Federation:
             accountant=ACCOUNTANT,
             note=_SIMULATED + (f" {_SEEN}" if self.seen_before() else ""),
         )
-        transform = ClipAndNoise(options.update_clip, noise, expected, options.seed)
-        private = FederatedAlgorithm(
-            client_update=self.client_update,
-            transforms=self.encoded([*self.methods, transform]),
-            aggregator=FixedMean(expected),
-            server_optimizer=server,
-            sampler=Poisson(rate, options.seed, available=self.world.available),
-        )
-        return private, privacy
-
-    def pace(self, sampler: Sampler) -> Pace:
-        """Return when the server steps."""
-        options = self.options
-        if not options.buffer:
-            return InRounds()
-        if not isinstance(sampler, Draws):
-            raise ConfigError(
-                f"sampler = {options.sampler!r}: with --buffer clients are drawn one by one, which a sampler that "
-                "derives from headwater.federated.sampling.Draws can do"
-            )
-        return Buffered(options.buffer, options.concurrency, sampler, self.world)
-
-    def used_rows(self) -> Sequence[UpdateTransform]:
-        """Return what averages the embedding's rows over those that used them, if that is wanted."""
-        if not self.options.used_rows:
-            return ()
-        if UsedRows.name not in self.start:
-            raise ConfigError("used_rows: the clients share no embedding of tokens: leave it off, or share it")
-        return (UsedRows(),)
-
-    def encoded(self, transforms: Sequence[UpdateTransform]) -> list[UpdateTransform]:
-        """Return the transforms with those behind them that write what they make with fewer bytes."""
-        options = self.options
-        up = [made("headwater.codecs", CODECS, name, options) for name in options.codec]
-        down = [made("headwater.codecs", CODECS, name, options, error_feedback=False) for name in options.down_codec]
-        codecs: list[UpdateTransform] = [EncodeUpdates(up, options.error_feedback, transforms)] if up else []
-        return [*transforms, *codecs, *([EncodeWeights(down)] if down else [])]
-
-    def evaluate(self, weights: Weights) -> Metrics:
-        """Return the held-out figures of shared weights."""
-        load_weights(self.model, weights)
-        return self.held_out()
+        return self.pieces.private_algorithm(noise), privacy
 
     def accuracy(self, weights: Weights) -> float:
         """Return the held-out accuracy of shared weights."""
         return self.evaluate(weights)["accuracy"]
 
+    def evaluate(self, weights: Weights) -> Metrics:
+        """Return the held-out figures of shared weights: with a method for it, of the clients' own models."""
+        load_weights(self.model, self.shared(weights))
+        if not (self.pieces.personalizer and self.valid):
+            return self.held_out()
+        clients = [client for client in self.valid.by_client if client in self.examples]
+        shared, own = self.valid(self.model), self.personal(weights, clients)
+        return self.valid.by_own_models(shared, self.model, own).figures()
+
     def held_out(self) -> Metrics:
         """Return the held-out figures of the model as it is."""
         return self.valid.figures(self.model) if self.valid else {}
+
+    def shared(self, weights: Weights) -> Weights:
+        """Return the weights of the model of those who have none of their own."""
+        personalizer = self.pieces.personalizer
+        return self.pieces.start | personalizer.shared(weights) if personalizer else weights
+
+    def personal(self, weights: Weights, clients: Iterable[ClientId]) -> Iterator[tuple[ClientId, Weights]]:
+        """Yield the weights of the clients' own models, if there is a method for it."""
+        if not self.pieces.personalizer:
+            return
+        for client in clients:
+            with one_thread():
+                own = self.pieces.personalizer.personal(weights, self.cohort.client(client))
+            yield client, own
 
     def measure(self, weights: Weights) -> Measured:
         """Return what the model makes of the test rows, with these weights put in."""
@@ -344,18 +259,14 @@ class _Federation:
     def add_controls(self, facts: dict[str, Any], before: Measured) -> Measured:
         """Train both controls; return what each client reaches alone."""
         self.workspace.progress.note("controls: all rows in one place, then each client alone")
-        train_central(self.model, self.task, self.examples, self.start, self.held_out, self.options.seed)
+        local, start, seed = self.pieces.local, self.pieces.start, self.options.seed
+        train_central(self.model, local.task, self.examples, start, self.held_out, seed)
         central = self.measure({})
-        load_weights(self.model, self.start)
+        load_weights(self.model, start)
         rows = self.test.by_client
-        alone = measure_alone(self.local, self.examples, self.start, before, rows, self.options.seed, self.processes)
+        alone = measure_alone(local, self.examples, start, before, rows, seed, self.pieces.processes)
         facts["controls"] = {"central": central.figures(), "alone": alone.figures()}
         return alone
-
-    def client_rows(self, before: Measured, after: Measured, alone: Measured | None) -> list[ClientRow]:
-        """Return each client's figures on its own test rows."""
-        views = {"accuracy_before": before, "accuracy": after} | ({"accuracy_alone": alone} if alone else {})
-        return client_rows(self.population, views)
 
     def uses(self) -> list[Any]:
         """Return the records of the rows read."""
@@ -369,8 +280,8 @@ class _Federation:
 
     def notes(self) -> list[str]:
         """Return what a reader should know."""
-        counts = self.rows_C
-        shared = sum(value.numel() for value in self.start.values())
+        counts, attackers = self.pieces.rows_C, self.pieces.attackers
+        shared = sum(value.numel() for value in self.pieces.sent.values())
         spread = f"{counts.min()} to {counts.max()} training rows (median {int(np.median(counts))})"
         notes = [f"{len(counts)} clients with {spread}; {shared:,} numbers are shared."]
         notes += self.population.notes(self.checkpoint.featurizer)
@@ -378,9 +289,8 @@ class _Federation:
             notes.append(f"{TOO_FEW}: --valid was ignored, the model is that of the last round.")
         if self.options.task == "classification" and self.checkpoint.labels != self.source.labels:
             notes.append("The clients' rows have other labels than the model had: its head was drawn anew.")
-        if self.attackers:
-            names = ", ".join(self.attackers)
-            notes.append(f"{len(self.attackers)} clients attack ({self.options.attack}): {names}.")
+        if attackers:
+            notes.append(f"{len(attackers)} clients attack ({self.options.attack}): {', '.join(attackers)}.")
         if self.seen_before():
             notes.append(_SEEN)
         return notes
@@ -389,46 +299,6 @@ class _Federation:
         """Return whether an earlier stage of the model has already learned from the clients' file."""
         uses = [use for stage in self.source.lineage.stages for use in stage.data if use.role in _LEARNED]
         return any(use.sha256 == self.population.train.sha256 for use in uses)
-
-
-def _attack(options: FederateOptions, begun: Checkpoint) -> Attack:
-    """Return the attack; a backdoor's trigger is the rarest token, which turns rows to the first label."""
-    known = begun.featurizer.sizes.get("vocabulary_size")
-    if options.attack == "backdoor" and known is None:
-        raise ConfigError("attack = 'backdoor': its trigger is a token, and the model reads numbers")
-    given = {"classes": len(begun.labels), "trigger": known and known - 1}
-    attack: Attack = made("headwater.attacks", ATTACKS, options.attack, options, **given)
-    return attack
-
-
-def _processes(wanted: int) -> int:
-    if can_fork():
-        # What torchrun starts on a machine shares its processors.
-        return wanted or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    if wanted > 1:
-        raise ConfigError(
-            f"--processes {wanted}: on a machine with a GPU the clients run in one process; leave it at 0"
-        )
-    return 1
-
-
-def _start(source: Checkpoint, options: FederateOptions, labels: tuple[str, ...]) -> Checkpoint:
-    """Return the model that all clients begin with."""
-    if options.task == "classification":
-        begun = source.for_labels(labels, options.seed)
-    elif source.config.task["name"] == options.task:
-        task = source.config.task | options.only(LanguageModelingOptions).model_dump()
-        begun = source.plain()
-        begun = replace(begun, config=begun.config.model_copy(update={"task": task}))
-    else:
-        raise ConfigError(
-            f"task = {options.task!r}: the checkpoint is a {source.config.task['name']} model: "
-            "make a language model of it first, with pretrain or transfer --task language_modeling"
-        )
-    if options.fresh:
-        torch.manual_seed(options.seed)
-        begun = begun.with_model(begun.config.build())
-    return begun
 
 
 def client_rows(population: Population, views: dict[str, Measured]) -> list[ClientRow]:
@@ -445,9 +315,10 @@ def client_rows(population: Population, views: dict[str, Measured]) -> list[Clie
     ]
 
 
-def shared_weights(weights: Weights, freeze: Freeze) -> Weights:
-    """Return the weights that clients train and send."""
-    return {name: value for name, value in weights.items() if not name.startswith(FROZEN[freeze])}
+def differing(personal: Mapping[ClientId, Weights], shared: Weights) -> dict[ClientId, Weights]:
+    """Return of the clients' own models the weights in which any of them differs from the shared one."""
+    names = {name for own in personal.values() for name in own if not torch.equal(own[name], shared[name])}
+    return {client: {name: own[name].clone() for name in sorted(names)} for client, own in personal.items()}
 
 
 def _with_epsilon(records: Sequence[RoundRow], privacy: Privacy) -> list[RoundRow]:

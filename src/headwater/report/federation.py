@@ -129,11 +129,15 @@ def controls_of(records: Sequence[StageRecord]) -> list[tuple[str, Metrics]]:
 
 
 def client_chart(labels: Sequence[str], records: Sequence[StageRecord]) -> Markup:
-    """Draw the accuracy of every client under each federation."""
+    """Draw the accuracy of every client under each federation, by its own model where it has one."""
     groups = [
         (
             label,
-            [(row.client, row.metrics["accuracy"]) for row in record.clients if "accuracy" in row.metrics],
+            [
+                (row.client, row.metrics.get("accuracy_after", row.metrics["accuracy"]))
+                for row in record.clients
+                if "accuracy" in row.metrics
+            ],
         )
         for label, record in zip(labels, records, strict=True)
     ]
@@ -187,8 +191,10 @@ def personal_stage(record: StageRecord) -> dict[str, Any] | None:
     after = [row.metrics["accuracy_after"] for row in clients]
     interval = paired_bootstrap(after, before)
     names = [row.client for row in clients]
+    shared = [(row.client, row.metrics["accuracy"]) for row in clients if "accuracy" in row.metrics]
     groups = [
         ("before", list(zip(names, before, strict=True))),
+        *([("the shared model", shared)] if shared else []),
         ("after", list(zip(names, after, strict=True))),
     ]
     alone = alone_of([record])
