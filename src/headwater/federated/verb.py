@@ -14,7 +14,7 @@ from headwater.config import cores
 from headwater.data.rows import TOO_FEW, Rows
 from headwater.errors import ConfigError
 from headwater.federated import AGGREGATORS, ATTACKS, METHODS, SERVER_OPTIMIZERS
-from headwater.federated.aggregators import FixedMean
+from headwater.federated.aggregators import FixedMean, Guarded
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.attacks import Attack, Attacked, chosen_attackers
 from headwater.federated.client_updates import LocalTraining
@@ -23,7 +23,13 @@ from headwater.federated.controls import measure_alone, train_central
 from headwater.federated.measuring import Measure, Measured, trivial
 from headwater.federated.options import FederateOptions
 from headwater.federated.population import Population, read_population
-from headwater.federated.protocols import ClientId, ClientUpdate, FederatedAlgorithm, UpdateTransform
+from headwater.federated.protocols import (
+    ClientId,
+    ClientUpdate,
+    FederatedAlgorithm,
+    ServerOptimizer,
+    UpdateTransform,
+)
 from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.used_rows import UsedRows
@@ -158,7 +164,7 @@ class _Federation:
             "privacy": privacy,
             "data": self.uses(),
             "baselines": trivial(self.population, self.checkpoint.featurizer),
-            "notes": self.notes(),
+            "notes": self.notes(algorithm),
         }
         alone = self.add_controls(facts, before) if self.options.controls else None
         facts["clients"] = self.client_rows(before, after, alone)
@@ -168,16 +174,7 @@ class _Federation:
     def assemble(self) -> tuple[FederatedAlgorithm, Privacy | None]:
         """Put the algorithm together."""
         options = self.options
-        server = made(
-            "headwater.server_optimizers",
-            SERVER_OPTIMIZERS,
-            options.server_optimizer,
-            options,
-            lr=options.server_lr,
-            momentum=options.server_momentum,
-            beta2=options.server_beta2,
-            tau=options.server_tau,
-        )
+        server = _server_optimizer(options)
         if not options.epsilon:
             plain = FederatedAlgorithm(
                 client_update=self.client_update,
@@ -275,7 +272,7 @@ class _Federation:
             uses.append(population.test.use("test"))
         return uses
 
-    def notes(self) -> list[str]:
+    def notes(self, algorithm: FederatedAlgorithm) -> list[str]:
         """Return what a reader should know."""
         counts = np.array([len(examples) for examples in self.examples.values()])
         shared = sum(value.numel() for value in self.start.values())
@@ -286,6 +283,10 @@ class _Federation:
             notes.append(f"{TOO_FEW}: --valid was ignored, the model is that of the last round.")
         if self.options.task == "classification" and self.checkpoint.labels != self.source.labels:
             notes.append("The clients' rows have other labels than the model had: its head was drawn anew.")
+        if isinstance(algorithm.aggregator, Guarded):
+            asked = len(algorithm.sampler.sample(1, list(self.examples)))
+            hostile = algorithm.aggregator.taken(asked)
+            notes.append(f"{self.options.aggregator} takes {hostile} of a round's {asked} clients for hostile.")
         if self.attackers:
             names = ", ".join(self.attackers)
             notes.append(f"{len(self.attackers)} clients attack ({self.options.attack}): {names}.")
@@ -307,6 +308,20 @@ def _attack(options: FederateOptions, begun: Checkpoint) -> Attack:
     given = {"classes": len(begun.labels), "trigger": known and known - 1}
     attack: Attack = made("headwater.attacks", ATTACKS, options.attack, options, **given)
     return attack
+
+
+def _server_optimizer(options: FederateOptions) -> ServerOptimizer:
+    optimizer: ServerOptimizer = made(
+        "headwater.server_optimizers",
+        SERVER_OPTIMIZERS,
+        options.server_optimizer,
+        options,
+        lr=options.server_lr,
+        momentum=options.server_momentum,
+        beta2=options.server_beta2,
+        tau=options.server_tau,
+    )
+    return optimizer
 
 
 def _processes(wanted: int) -> int:
