@@ -1,8 +1,8 @@
 """Print what aggregators hold against attacks: `python benchmarks/robustness.py CHECKPOINT TRAIN TEST CLIENT OUT`.
 
-CHECKPOINT is a small pre-trained model, CLIENT the column of TRAIN and TEST that names the clients, OUT a folder for the
-federations; those that it has are kept. Each cell is the accuracy on the test rows, of the backdoor with the share of
-rows that it turns. For instance, in the folder that holds the data sets, from the journey hotel_en's model:
+CHECKPOINT is a small pre-trained model, CLIENT the column of TRAIN and TEST that names the clients, OUT a folder for
+the federations; those that it has are kept. Each cell is the accuracy on the test rows, of the backdoor with the share
+of rows that it turns. For instance, in the folder that holds the data sets, from the model of the journey hotel_en:
 
     python .../benchmarks/robustness.py OUT/imdb hotel_en/train.jsonl.gz hotel_en/test.jsonl.gz hotel OUT/robust
 """
@@ -33,19 +33,14 @@ def arguments():
 
 
 def measured(given, aggregator, attack, share):
-    """Return the record of a federation: that on the disk, or of a new one."""
+    """Return the record of a federation whose aggregator is told the true share of attackers, if there are any."""
+    told = min(share, 0.49) or 0.2
+    options = {"data": given.train, "test": given.test, "client": given.client, "rows": given.rows}
+    options |= {"rounds": given.rounds, "participation": given.participation, "controls": False, "quiet": True}
+    options |= {"aggregator": aggregator, "trim": told, "hostile": told, "attack": attack}
+    options |= {"attackers": share, "attack_scale": given.attack_scale} if share else {}
     out = given.out / f"{aggregator}-{attack}-{share:g}"
-    if not (out / "stage.json").exists():
-        options = {
-            "data": given.train, "test": given.test, "client": given.client, "out": out, "resume": out.exists(),
-            "rounds": given.rounds, "rows": given.rows, "participation": given.participation, "controls": False,
-            "quiet": True, "aggregator": aggregator, "attack": attack,
-            # What the aggregator is told is true: it is the share that it is made for.
-            "trim": min(share, 0.49) or 0.2, "hostile": min(share, 0.49) or 0.2,
-        }  # fmt: skip
-        if attack != "none":
-            options |= {"attackers": share, "attack_scale": given.attack_scale}
-        federate(Checkpoint.load(given.checkpoint), FederateOptions(**options))
+    federate(Checkpoint.load(given.checkpoint), FederateOptions(**options, out=out, resume=True))
     return StageRecord.load(out)
 
 

@@ -111,6 +111,14 @@ def test_the_geometric_median_has_the_least_sum_of_distances():
     assert float(pulls.sum(0).norm()) < 1e-3
 
 
+@pytest.mark.parametrize(("aggregator", "needed"), [(Krum(0.49), 2), (Bulyan(0.49), 4)])
+@pytest.mark.parametrize("clients", [1, 2, 3, 6, 7, 11, 40])
+def test_no_more_are_taken_for_hostile_than_the_proof_allows(aggregator, needed, clients):
+    taken = aggregator.taken(clients)
+    assert taken == 0 or clients >= needed * taken + 3
+    assert taken == min(int(0.49 * clients), max(0, clients - 3) // needed)
+
+
 def brute_krum(updates, hostile):
     """Return Krum's scores by its definition."""
     points = [flat(update.delta).double() for update in updates]
@@ -504,8 +512,10 @@ def test_a_federation_says_who_attacked_and_how_well_the_backdoor_works(data, so
     assert any(note.startswith("2 clients attack (backdoor): c") for note in record.notes)
     assert record.metrics["backdoor"].keys() == {"success_rate", "n"}
     assert record.metrics["backdoor"]["n"] == 45
-    federate(source, options(data, tmp_path / "g"))
-    assert "backdoor" not in StageRecord.load(tmp_path / "g").metrics
+    federate(source, options(data, tmp_path / "g", aggregator="krum", hostile=0.4))
+    record = StageRecord.load(tmp_path / "g")
+    assert "backdoor" not in record.metrics
+    assert "krum takes 1 of a round's 6 clients for hostile." in record.notes
 
 
 def test_a_sign_flipping_third_undoes_the_mean_and_not_the_median(data, source, tmp_path):

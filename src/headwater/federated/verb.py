@@ -12,6 +12,7 @@ import torch
 from headwater.checkpoint import Checkpoint
 from headwater.data.rows import TOO_FEW, Rows
 from headwater.errors import ConfigError, WorkerError
+from headwater.federated.aggregators import Guarded
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.assembly import Assembly, begun
 from headwater.federated.controls import measure_alone, train_central
@@ -120,7 +121,7 @@ class _Federation:
             "privacy": privacy,
             "data": self.uses(),
             "baselines": trivial(self.population, self.checkpoint.featurizer),
-            "notes": self.notes(),
+            "notes": self.notes(algorithm),
         }
         return self.outcome(weights, facts)
 
@@ -278,7 +279,7 @@ class _Federation:
             uses.append(population.test.use("test"))
         return uses
 
-    def notes(self) -> list[str]:
+    def notes(self, algorithm: FederatedAlgorithm) -> list[str]:
         """Return what a reader should know."""
         counts, attackers = self.pieces.rows_C, self.pieces.attackers
         shared = sum(value.numel() for value in self.pieces.sent.values())
@@ -289,6 +290,10 @@ class _Federation:
             notes.append(f"{TOO_FEW}: --valid was ignored, the model is that of the last round.")
         if self.options.task == "classification" and self.checkpoint.labels != self.source.labels:
             notes.append("The clients' rows have other labels than the model had: its head was drawn anew.")
+        if isinstance(algorithm.aggregator, Guarded):
+            asked = len(algorithm.sampler.sample(1, sorted(self.examples)))
+            hostile = algorithm.aggregator.taken(asked)
+            notes.append(f"{self.options.aggregator} takes {hostile} of a round's {asked} clients for hostile.")
         if attackers:
             notes.append(f"{len(attackers)} clients attack ({self.options.attack}): {', '.join(attackers)}.")
         if self.seen_before():

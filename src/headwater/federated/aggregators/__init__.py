@@ -7,7 +7,7 @@ hold against hostile clients count all alike.
 from headwater.federated.aggregators.averages import LANES, FixedMean, Mean, WeightedMean
 from headwater.federated.aggregators.bounded import CenteredClipping, NormBound
 from headwater.federated.aggregators.coordinates import Median, TrimmedMean
-from headwater.federated.aggregators.distances import Bulyan, GeometricMedian, Krum, MultiKrum
+from headwater.federated.aggregators.distances import Bulyan, GeometricMedian, Guarded, Krum, MultiKrum
 from headwater.federated.aggregators.validated import ByValidation
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "CenteredClipping",
     "FixedMean",
     "GeometricMedian",
+    "Guarded",
     "Krum",
     "Mean",
     "Median",

@@ -18,7 +18,7 @@ class NormBound(Mean, UpdateTransform):
         norm_bound: The paper's M.
     """
 
-    norm_bound: float = 1.0
+    norm_bound: float = 0.5
 
     def on_receive(self, update: Update, instruction: Instruction) -> Update:
         """Scale down."""
@@ -37,7 +37,7 @@ class CenteredClipping(UpdateTransform):
         clip_radius: The paper's tau.
     """
 
-    clip_radius: float = 1.0
+    clip_radius: float = 0.5
     _center: Weights = field(default_factory=dict)
     _made: Weights = field(default_factory=dict)
 

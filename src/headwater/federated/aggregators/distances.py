@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,22 +49,38 @@ class GeometricMedian:
 
 
 @dataclass(frozen=True)
-class Krum:
-    """The update that is nearest to its n - f - 2 nearest ones (Blanchard et al. 2017, arXiv:1703.02757, section 4).
+class Guarded:
+    """What takes some clients for hostile.
 
     Attributes:
-        hostile: Share of a round's n clients that is taken for hostile: f, rounded down, of which n >= 2 f + 3 allows
-            no more than (n - 3) / 2. Of two clients neither can be told from the other; their mean is returned.
+        hostile: Share of a round's clients, rounded down; no more than the method's proof allows.
     """
 
     hostile: float = 0.2
+
+    per_hostile: ClassVar[int]
+    """How many clients a hostile one takes: f of n are allowed where n >= this * f + 3."""
+
+    def taken(self, clients: int) -> int:
+        """Return how many of so many clients are taken for hostile: f."""
+        return max(0, min(share_of(self.hostile, clients), (clients - 3) // self.per_hostile))
+
+
+@dataclass(frozen=True)
+class Krum(Guarded):
+    """The update that is nearest to its n - f - 2 nearest ones (Blanchard et al. 2017, arXiv:1703.02757, section 4).
+
+    It needs n >= 2 f + 3. Of two clients neither can be told from the other; their mean is returned.
+    """
+
+    per_hostile = 2
 
     def __call__(self, updates: Iterable[Update], like: Weights) -> Weights:
         """Combine updates."""
         deltas = [update.delta for update in updates]
         if not deltas:
             return zeros_like(like)
-        hostile = _hostile(self.hostile, len(deltas), 2)
+        hostile = self.taken(len(deltas))
         nearest = _scores(_distances(deltas, like), hostile).argsort(stable=True).tolist()
         chosen = sorted(nearest[: self.kept(len(deltas), hostile)])
         return _combined([deltas[place] for place in chosen], [1 / len(chosen)] * len(chosen), like)
@@ -84,33 +101,24 @@ class MultiKrum(Krum):
 
 
 @dataclass(frozen=True)
-class Bulyan:
+class Bulyan(Guarded):
     """Krum chooses updates, then each number is a mean around its median (El Mhamdi et al. 2018, arXiv:1802.07927).
 
     Of n clients f are taken for hostile; n - 2 f are chosen, one after the other (section 4, step 1), and of each
-    number the n - 4 f values nearest to their median are averaged (step 2).
-
-    Attributes:
-        hostile: Share of a round's clients that is taken for hostile: f, rounded down, of which n >= 4 f + 3 allows no
-            more than (n - 3) / 4.
+    number the n - 4 f values nearest to their median are averaged (step 2). It needs n >= 4 f + 3.
     """
 
-    hostile: float = 0.2
+    per_hostile = 4
 
     def __call__(self, updates: Iterable[Update], like: Weights) -> Weights:
         """Combine updates."""
         deltas = [update.delta for update in updates]
         if not deltas:
             return zeros_like(like)
-        hostile = _hostile(self.hostile, len(deltas), 4)
+        hostile = self.taken(len(deltas))
         chosen = _chosen(_distances(deltas, like), hostile)
         kept = len(chosen) - 2 * hostile
         return {name: _around_median(torch.stack([deltas[c][name] for c in chosen]), kept) for name in like}
-
-
-def _hostile(share: float, clients: int, times: int) -> int:
-    """Return how many clients are taken for hostile: at most f with n >= times * f + 3."""
-    return max(0, min(share_of(share, clients), (clients - 3) // times))
 
 
 def _chosen(distances_CC: Tensor, hostile: int) -> list[int]:

@@ -36,9 +36,10 @@ class AggregatorOptions(Config):
     hostile: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
     """Share of a round's n clients that `krum`, `multi_krum` and `bulyan` take for hostile; no more than (n - 3) / 2
     clients, with `bulyan` (n - 3) / 4."""
-    norm_bound: Annotated[float, Field(gt=0.0)] = 1.0
-    """Largest L2 norm of an update with `--aggregator norm_bound`; a larger one is scaled down."""
-    clip_radius: Annotated[float, Field(gt=0.0)] = 1.0
+    norm_bound: Annotated[float, Field(gt=0.0)] = 0.5
+    """Largest L2 norm of an update with `--aggregator norm_bound`; a larger one is scaled down. An honest one's is at
+    most `--client-lr` times `--clip` times the client's steps, often far less."""
+    clip_radius: Annotated[float, Field(gt=0.0)] = 0.5
     """With `--aggregator centered_clipping`, how far from the last aggregate an update counts in full (L2 norm)."""
     validation_temperature: Annotated[float, Field(ge=0.02)] = 0.05
     """So much more accuracy makes a client count e times as much with `--aggregator validation`."""
