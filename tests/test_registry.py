@@ -14,7 +14,7 @@ from headwater.deployment import EXPORT_TARGETS
 from headwater.deployment.verb import ExportOptions
 from headwater.errors import ConfigError
 from headwater.features.tokenizers import TOKENIZERS, WordTokenizer
-from headwater.federated import AGGREGATORS, PARTITIONERS
+from headwater.federated import AGGREGATORS, PARTITIONERS, SAMPLERS
 from headwater.federated.options import FederateOptions
 from headwater.metalearning import METHODS as META_METHODS
 from headwater.metalearning.options import MetalearnOptions
@@ -33,6 +33,7 @@ NAMES = [
     (MetalearnOptions, "method", META_METHODS, "reptil", "reptile"),
     (FederateOptions, "aggregator", AGGREGATORS, "medain", "median"),
     (FederateOptions, "partition", PARTITIONERS, "dirichelt", "dirichlet"),
+    (FederateOptions, "sampler", SAMPLERS, "unifrom", "uniform"),
     (CompressOptions, "method", COMPRESSORS, "int4", "int8"),
     (ExportOptions, "target", EXPORT_TARGETS, "onxx", "onnx"),
 ]
