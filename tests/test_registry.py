@@ -14,7 +14,7 @@ from headwater.deployment import EXPORT_TARGETS
 from headwater.deployment.verb import ExportOptions
 from headwater.errors import ConfigError
 from headwater.features.tokenizers import TOKENIZERS, WordTokenizer
-from headwater.federated import AGGREGATORS, ATTACKS, PARTITIONERS, SERVER_OPTIMIZERS
+from headwater.federated import AGGREGATORS, ATTACKS, PARTITIONERS, SAMPLERS, SERVER_OPTIMIZERS
 from headwater.federated.options import FederateOptions
 from headwater.metalearning import METHODS as META_METHODS
 from headwater.metalearning.options import MetalearnOptions
@@ -35,6 +35,7 @@ NAMES = [
     (FederateOptions, "server_optimizer", SERVER_OPTIMIZERS, "adamm", "adam"),
     (FederateOptions, "attack", ATTACKS, "sing_flip", "sign_flip"),
     (FederateOptions, "partition", PARTITIONERS, "dirichelt", "dirichlet"),
+    (FederateOptions, "sampler", SAMPLERS, "unifrom", "uniform"),
     (CompressOptions, "method", COMPRESSORS, "int4", "int8"),
     (ExportOptions, "target", EXPORT_TARGETS, "onxx", "onnx"),
 ]

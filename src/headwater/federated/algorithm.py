@@ -183,10 +183,10 @@ def run_rounds(
             instruction = transform.on_instruct(instruction)
         down, up = cohort.bytes_down, cohort.bytes_up
         step = pace.step(algorithm, cohort, instruction)
-        state.pace = pace.state()
         _check(step.replies, instruction.round)
         if len(step.replies.metrics) >= stopping.min_replies or not step.asked:
             _take(algorithm, state, step)
+        state.method, state.pace = algorithm.state(), pace.state()
         metrics = _measured(evaluate, state, stopping)
         _finish(state, _row(state, step, metrics, cohort.bytes_down - down, cohort.bytes_up - up), stopping)
         if after_round:
@@ -200,7 +200,6 @@ def _take(algorithm: FederatedAlgorithm, state: FederationState, step: Step) -> 
     for transform in reversed(algorithm.transforms):
         aggregate = transform.on_aggregate(aggregate, step.instruction, len(step.replies.metrics))
     state.weights = algorithm.server_optimizer.step(state.weights, aggregate)
-    state.method = algorithm.state()
 
 
 def _measured(evaluate: Callable[[Weights], Metrics], state: FederationState, stopping: Stopping) -> Metrics:

@@ -72,13 +72,22 @@ def joined() -> Iterator[Ranks | None]:
     """Join the other processes that torchrun has started; without it, and with a single one, there are none.
 
     When rank 0 leaves, the others are told to end, and whether it has failed.
+
+    Raises:
+        WorkerError: They can't reach each other, or one of them has ended before its time.
     """
     if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE", "1") == "1":
         yield None
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    try:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    except RuntimeError as error:
+        raise WorkerError(
+            f"the processes that torchrun has started can't reach each other ({error}): name the network that joins "
+            "them in the environment variable GLOO_SOCKET_IFNAME"
+        ) from error
     here = os.getpid()
 
     def terminated(number: int, frame: object) -> NoReturn:
