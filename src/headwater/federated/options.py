@@ -61,6 +61,9 @@ class FederateOptions(MethodOptions, CodecOptions, LanguageModelingOptions, Popu
     """Share of the server's last step that is kept (FedAvgM): what carries many small clients forward; 0 is FedAvg."""
     freeze: Freeze = "none"
     """Weights that stay as they are and are never sent: fewer bytes, and less for privacy noise to spoil."""
+    share: Literal["all", "adapters"] = "all"
+    """`adapters`: nothing but the adapters that `transfer --method adapters` has put in, and the head, learns and is
+    sent."""
     min_replies: Annotated[int, Field(ge=1)] = 1
     """Of fewer updates a round makes nothing."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
@@ -86,6 +89,8 @@ class FederateOptions(MethodOptions, CodecOptions, LanguageModelingOptions, Popu
         unread = super().unread()
         if not self.epsilon:
             unread |= dict.fromkeys(("delta", "update_clip"), "with --epsilon")
+        if self.share == "adapters":
+            unread |= {"freeze": "with --share all"}
         if self.local_steps:
             unread |= {"local_epochs": "without --local-steps"}
         if self.task == "language_modeling":

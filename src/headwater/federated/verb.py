@@ -28,7 +28,7 @@ from headwater.federated.sampling import Poisson, Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.wire import Wire
-from headwater.model import FROZEN, Freeze
+from headwater.model import FROZEN
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
 from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
 from headwater.registry import made
@@ -101,7 +101,7 @@ class _Federation:
             carry=options.hidden_state == "carried",
         )
         self.processes = _processes(options.processes)
-        self.start = shared_weights(weights_of(self.model), options.freeze)
+        self.start = shared_weights(weights_of(self.model), options)
         private = options.epsilon > 0
         keep_best = len(self.population.valid) > 0 and not private
         self.stopping = Stopping(
@@ -314,9 +314,13 @@ def client_rows(population: Population, views: dict[str, Measured]) -> list[Clie
     ]
 
 
-def shared_weights(weights: Weights, freeze: Freeze) -> Weights:
+def shared_weights(weights: Weights, options: FederateOptions) -> Weights:
     """Return the weights that clients train and send."""
-    return {name: value for name, value in weights.items() if not name.startswith(FROZEN[freeze])}
+    if options.share == "all":
+        return {name: value for name, value in weights.items() if not name.startswith(FROZEN[options.freeze])}
+    if not any(".adapter." in name for name in weights):
+        raise ConfigError("share = 'adapters': the model has none: give it some with transfer --method adapters first")
+    return {name: value for name, value in weights.items() if ".adapter." in name or name.startswith("head.")}
 
 
 def _with_epsilon(records: Sequence[RoundRow], privacy: Privacy) -> list[RoundRow]:
