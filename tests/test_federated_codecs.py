@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -528,6 +529,20 @@ def test_federate_encodes_both_ways(people, tmp_path):
     assert coded.rounds[0].bytes_up < plain.rounds[0].bytes_up
     assert coded.rounds[0].bytes_down < plain.rounds[0].bytes_down
     assert not any("ignored" in note for note in coded.notes)
+
+
+def test_adapters_and_the_head_alone_can_be_shared(people, tmp_path):
+    source = small_checkpoint(task={"name": "classification", "labels": ("bad", "good")}, words=("film",))
+    with pytest.raises(ConfigError, match="transfer --method adapters first"):
+        federate(source, options(people, tmp_path / "f", share="adapters"))
+    config = source.config.model_copy(update={"adapters": {0: 3}})
+    source = replace(source, config=config, tensors=weights_of(toy_model(config)))
+    made = federate(source, options(people, tmp_path / "f", share="adapters", rounds=1))
+    learned = {name for name, value in made.tensors.items() if not torch.equal(value, source.tensors[name])}
+    own = {name for name in made.tensors if ".adapter." in name or name.startswith("head.")}
+    assert learned == own
+    sent = StageRecord.load(tmp_path / "f").rounds[0].bytes_up
+    assert sent < 3 * (4 * sum(made.tensors[name].numel() for name in own) + 1000)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from headwater.federated.sampling import Draws, Poisson, wanted
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.used_rows import UsedRows
 from headwater.federated.wire import Wire
-from headwater.model import FROZEN, Freeze, SequenceModel
+from headwater.model import FROZEN, SequenceModel
 from headwater.registry import made
 from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.weights import Weights, weights_of
@@ -69,9 +69,17 @@ def begun(source: Checkpoint, options: FederateOptions, labels: tuple[str, ...])
     return found
 
 
-def shared_weights(weights: Weights, freeze: Freeze) -> Weights:
-    """Return the weights that clients train and send."""
-    return {name: value for name, value in weights.items() if not name.startswith(FROZEN[freeze])}
+def shared_weights(weights: Weights, options: FederateOptions) -> Weights:
+    """Return the weights that clients train and send.
+
+    Raises:
+        ConfigError: Adapters are to be shared, and there are none.
+    """
+    if options.share == "all":
+        return {name: value for name, value in weights.items() if not name.startswith(FROZEN[options.freeze])}
+    if not any(".adapter." in name for name in weights):
+        raise ConfigError("share = 'adapters': the model has none: give it some with transfer --method adapters first")
+    return {name: value for name, value in weights.items() if ".adapter." in name or name.startswith("head.")}
 
 
 class Assembly:
@@ -125,7 +133,7 @@ class Assembly:
             methods=self._methods,
             carry=options.hidden_state == "carried",
         )
-        self.start = shared_weights(weights_of(model), options.freeze)
+        self.start = shared_weights(weights_of(model), options)
         self.personalizer: Personalizer | None = None
         if options.personal != "none":
             self.personalizer = made(

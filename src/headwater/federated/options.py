@@ -72,6 +72,9 @@ class FederateOptions(
     """Processes that a round's clients are spread over, one thread each; 0 takes one a core. Changes no bit."""
     freeze: Freeze = "none"
     """Weights that stay as they are and are never sent: fewer bytes, and less for privacy noise to spoil."""
+    share: Literal["all", "adapters"] = "all"
+    """`adapters`: nothing but the adapters that `transfer --method adapters` has put in, and the head, learns and is
+    sent."""
     min_replies: Annotated[int, Field(ge=1)] = 1
     """Of fewer updates a round makes nothing."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
@@ -99,6 +102,8 @@ class FederateOptions(
             unread |= dict.fromkeys(("delta", "update_clip"), "with --epsilon")
         else:
             unread |= {"sampler": "without --epsilon"}
+        if self.share == "adapters":
+            unread |= {"freeze": "with --share all"}
         if self.local_steps:
             unread |= {"local_epochs": "without --local-steps"}
         if self.task == "language_modeling":
