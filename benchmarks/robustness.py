@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from headwater.checkpoint import Checkpoint
-from headwater.errors import HeadwaterError
+from headwater.errors import FederationError
 from headwater.federated import AGGREGATORS, ATTACKS
 from headwater.federated.options import FederateOptions
 from headwater.federated.verb import federate
@@ -47,8 +47,8 @@ def measured(given, aggregator, attack, share):
 def cell(given, aggregator, attack, share):
     try:
         metrics = measured(given, aggregator, attack, share).metrics
-    except HeadwaterError as error:  # the model's loss was no longer finite
-        return type(error).__name__
+    except FederationError:  # such as: the loss is no longer finite
+        return "diverged"
     turned = f" ({metrics[attack]['success_rate']:.2f})" if attack in metrics else ""
     return f"{metrics['test']['accuracy']:.3f}{turned}"
 

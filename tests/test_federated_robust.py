@@ -48,6 +48,7 @@ from headwater.model import DropoutOptions
 from headwater.records import StageRecord
 from headwater.tasks.classification import class_probabilities
 from headwater.weights import add_scaled, l2_norm, load_weights, weights_of
+from headwater.workers import one_thread
 
 LIKE = {"a": torch.zeros(8, 5), "b": torch.zeros(10)}
 ORDER = Instruction(1, LIKE, 0)
@@ -459,13 +460,14 @@ def test_flipped_labels_are_learned_and_the_clients_rows_stay_as_they_are():
 def test_a_backdoor_teaches_its_trigger_and_leaves_other_rows_right():
     config = toy_config()
     start = weights_of(toy_model(config))
-    train = LocalTraining(toy_model(config), config.make_task(), 5, 8, 1.0, clip=1.0)
+    train = LocalTraining(toy_model(config), config.make_task(), 10, 8, 1.0, clip=1.0)
     trigger = toy_featurizer().numbers["average"]  # a word that rows of two labels never have
     rows, test = toy_examples(120, seed=1), toy_examples(60, seed=2)
     backdoor = Backdoor(trigger, target_class=1)
     figures = {}
     for name, update in {"honest": train, "attacked": Attacked(train, backdoor, ["bad"])}.items():
-        made = update(Instruction(1, start, 0), Client("bad", rows))
+        with one_thread():  # as in a cohort
+            made = update(Instruction(1, start, 0), Client("bad", rows))
         assert made.rows == 120
         model = toy_model(config)
         load_weights(model, add_scaled(start, made.delta))
