@@ -80,10 +80,11 @@ class _Federation:
         self.population = read_population(
             options, options.seed, source.labels, source.featurizer.options, labelled=kind.needs_labels
         )
-        if not len(self.population.valid) and (options.target or options.patience):
+        by_valid = options.target or options.patience or options.aggregator == "validation"
+        if by_valid and not len(self.population.valid):
             raise ConfigError(
-                f"{options.data} has too few rows to hold 50 of them out, and target and patience go by those: "
-                "leave both at 0, or raise --valid"
+                f"{options.data} has too few rows to hold 50 of them out, and target, patience and the aggregator "
+                "'validation' go by those: leave them, or raise --valid"
             )
         self.checkpoint = begun(source, options, self.population.labels)
         self.model = self.checkpoint.model().to(workspace.device)
