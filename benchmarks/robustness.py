@@ -48,7 +48,7 @@ def cell(given, aggregator, attack, share):
     try:
         metrics = measured(given, aggregator, attack, share).metrics
     except FederationError:  # such as: the loss is no longer finite
-        return "diverged"
+        return "failed"
     turned = f" ({metrics[attack]['success_rate']:.2f})" if attack in metrics else ""
     return f"{metrics['test']['accuracy']:.3f}{turned}"
 
