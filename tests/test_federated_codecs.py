@@ -402,10 +402,6 @@ def test_clients_train_from_what_comes_out_of_the_message_and_its_bytes_are_coun
 CONFIG = toy_config(dropout=DropoutOptions())
 
 
-def local():
-    return LocalTraining(toy_model(CONFIG), CONFIG.make_task(), 1, 8, 0.3, "sgd", 1.0)
-
-
 def measuring():
     model, valid = toy_model(CONFIG), toy_examples(200, seed=50)
 

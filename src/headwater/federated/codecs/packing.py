@@ -30,6 +30,8 @@ def pack(codes_N: Tensor, bits: int) -> Tensor:
         bits: 1, 2, 4 or 8.
     """
     share = 8 // bits
+    if share == 1:
+        return codes_N
     rows = F.pad(codes_N, (0, -len(codes_N) % share)).view(share, -1)
     packed_P = rows[0].clone()
     for place in range(1, share):
@@ -39,6 +41,8 @@ def pack(codes_N: Tensor, bits: int) -> Tensor:
 
 def unpack(packed_P: Tensor, bits: int, count: int) -> Tensor:
     """Return the first `count` numbers (N,), uint8, that were packed."""
+    if bits == 8:
+        return packed_P
     mask = (1 << bits) - 1
     return torch.cat([(packed_P >> (bits * place)) & mask for place in range(8 // bits)])[:count]
 

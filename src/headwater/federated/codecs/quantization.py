@@ -53,7 +53,7 @@ class Int8(Codec):
         count = prod(shape)
         scale_B = read.raw("scale", torch.float32, (-(-count // _BUCKET),))
         packed_P = read.raw("levels", torch.uint8, (packed_bytes(count, self.bits),))
-        levels_N = unpack(packed_P, self.bits, count).float() - ((1 << (self.bits - 1)) - 1)
+        levels_N = unpack(packed_P, self.bits, count).float().sub_((1 << (self.bits - 1)) - 1)
         return scaled(levels_N, scale_B, shape)
 
 
@@ -91,18 +91,19 @@ class Sign(Codec):
         count = prod(shape)
         scale_B = read.raw("scale", torch.float32, (-(-count // _BUCKET),))
         packed_P = read.raw("signs", torch.uint8, (packed_bytes(count, 1),))
-        return scaled(unpack(packed_P, 1, count).float() * 2 - 1, scale_B, shape)
+        return scaled(unpack(packed_P, 1, count).float().mul_(2).sub_(1), scale_B, shape)
 
 
 def buckets(value: Tensor) -> Tensor:
     """Return a tensor's numbers (B, S), the last bucket filled up with zeros; a small tensor is one bucket."""
     size = min(_BUCKET, value.numel())
-    return F.pad(value.reshape(-1), (0, -value.numel() % size)).view(-1, size)
+    missing = -value.numel() % size
+    return (F.pad(value.reshape(-1), (0, missing)) if missing else value).reshape(-1, size)
 
 
 def scaled(x_N: Tensor, scale_B: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return numbers times the scales of their buckets."""
-    return (buckets(x_N) * scale_B.unsqueeze(1)).view(-1)[: len(x_N)].view(tuple(shape))
+    """Return numbers times the scales of their buckets, changed in place."""
+    return buckets(x_N).mul_(scale_B.unsqueeze(1)).view(-1)[: len(x_N)].view(tuple(shape))
 
 
 def _rounded_at_random(x_BS: Tensor, draw: np.random.Generator) -> Tensor:
