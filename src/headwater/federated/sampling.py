@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Annotated
 
 import numpy as np
@@ -93,10 +93,10 @@ class Draws(ABC):
         """
         drawn: dict[int, None] = {}
         for place in map(int, self.places(number, len(clients), count)):
-            if len(drawn) == count:
-                break
             if place not in busy and self.available(moment, clients[place]):
                 drawn[place] = None
+            if len(drawn) == count:  # before the next place is made, which may be the first of a long row
+                break
         return list(drawn)
 
     @abstractmethod
@@ -119,7 +119,7 @@ class Uniform(Draws):
 
 @dataclass(frozen=True, eq=False)
 class Weighted(Draws):
-    """Drawn one after the other, each time with chances by their rows (Efraimidis and Spirakis 2006).
+    """Drawn one after the other, each time with chances by their rows.
 
     Attributes:
         rows_C: Training rows of each client, in the order of the clients.
@@ -127,12 +127,20 @@ class Weighted(Draws):
 
     rows_C: np.ndarray = field(kw_only=True)
 
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        return np.cumsum(self.rows_C)
+
     def places(self, number: int, population: int, count: int) -> Iterable[int]:
-        """Yield places in the order in which exponential clocks of the clients' rates ring."""
-        rings_C = np.random.default_rng([self.seed, number]).exponential(size=population) / self.rows_C
-        first = np.argpartition(rings_C, count - 1)[:count]  # at a fraction of the time of sorting them all
-        yield from first[np.argsort(rings_C[first], kind="stable")]
-        yield from np.argsort(rings_C, kind="stable")
+        """Yield the places of rows at random, of which one that comes again is passed over.
+
+        The rest, if so many are wanted, comes as exponential clocks of the clients' rates ring: in the same
+        distribution (Efraimidis and Spirakis 2006), but in the time of the whole population.
+        """
+        rng = np.random.default_rng([self.seed, number])
+        rows = rng.integers(self._bounds[-1], size=2 * count)
+        yield from np.searchsorted(self._bounds, rows, side="right")
+        yield from np.argsort(rng.exponential(size=population) / self.rows_C)
 
 
 class RoundRobin(Draws):
