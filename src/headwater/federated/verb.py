@@ -41,6 +41,7 @@ from headwater.workers import can_fork, one_thread
 
 _SIMULATED = "A simulation: the noise comes from the seed, and the figures of each round are not noised."
 _OWN = "The clients' own models beside the shared one:"
+_ALIKE = "No client's own model differs from the shared one: the checkpoint holds that alone."
 _AT_HOME = (
     "Epsilon is that of what clients send. Their own models, which this checkpoint holds too, are for them alone: they "
     "are neither clipped nor noised."
@@ -152,6 +153,7 @@ class _Federation:
             )
         personal = dict(self.personal(weights, self.examples))
         weights = self.shared(weights)
+        own = differing(personal, weights)
         before, after = self.measure(self.start), self.measure(weights)
         views = {"accuracy_before": before, "accuracy": after}
         if personal:
@@ -171,16 +173,14 @@ class _Federation:
             "notes": self.notes(),
         }
         if personal:
-            facts["notes"] += [
-                f"{_OWN} {' '.join(over_clients(self.test.by_client, after, best))}",
-                *([_AT_HOME] if privacy else []),
-            ]
+            beside = " ".join(over_clients(self.test.by_client, after, best))
+            facts["notes"] += [f"{_OWN} {beside}", *([_AT_HOME] if privacy else []), *([] if own else [_ALIKE])]
         if self.options.controls:
             views["accuracy_alone"] = self.add_controls(facts, before)
         facts["clients"] = client_rows(self.population, views)
         load_weights(self.model, weights)
         made_of = self.checkpoint.with_model(self.model)
-        return Outcome(replace(made_of, personal=differing(personal, weights)), facts, (self.source,))
+        return Outcome(replace(made_of, personal=own), facts, (self.source,))
 
     def assemble(self) -> tuple[FederatedAlgorithm, Privacy | None]:
         """Put the algorithm together."""
@@ -350,6 +350,8 @@ def client_rows(population: Population, views: dict[str, Measured]) -> list[Clie
 def differing(personal: Mapping[ClientId, Weights], shared: Weights) -> dict[ClientId, Weights]:
     """Return of the clients' own models the weights in which any of them differs from the shared one."""
     names = {name for own in personal.values() for name in own if not torch.equal(own[name], shared[name])}
+    if not names:
+        return {}
     return {client: {name: own[name].clone() for name in sorted(names)} for client, own in personal.items()}
 
 

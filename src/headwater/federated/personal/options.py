@@ -26,7 +26,8 @@ class PersonalOptions(Config):
 
     personal: Annotated[str, name_in("headwater.personalizers", PERSONALIZERS, "none")] = "none"
     """A model for each client: `fedper` or `fedrep` (its own last layers), `ditto` or `pfedme` (held to the shared
-    one), `apfl` (mixed with it), `perfedavg` (a few steps from it), `ifca` (one of several shared ones) or `none`."""
+    one), `apfl` (mixed with it), `perfedavg` (a few steps from it), `ifca` (one of several shared ones) or `none`. It is
+    that of the last round."""
     own: Annotated[Several[str], Field(min_length=1)] = ("head.",)
     """How the names of the weights begin that never leave a client, with `fedper` and `fedrep`."""
     own_epochs: Annotated[int, Field(ge=1)] = 5
