@@ -22,7 +22,7 @@ from headwater.federated.protocols import Client, FederatedAlgorithm, Instructio
 from headwater.federated.sampling import Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
-from headwater.federated.verb import _Federation, federate
+from headwater.federated.verb import _Federation, differing, federate
 from headwater.model import DropoutOptions
 from headwater.prediction import EvaluateOptions, evaluate, load_predictor
 from headwater.records import StageRecord
@@ -366,6 +366,14 @@ def test_privacy_is_of_what_leaves_and_the_notes_say_so(tastes, source, tmp_path
     federate(source, FederateOptions(**where(tastes, tmp_path / "f") | changes))
     notes = StageRecord.load(tmp_path / "f").notes
     assert any("neither clipped nor noised" in note for note in notes)
+
+
+def test_a_checkpoint_holds_of_the_clients_models_the_weights_in_which_any_differs():
+    shared = {"a": torch.zeros(2), "b": torch.ones(2), "c": torch.ones(3)}
+    personal = {"ann": shared | {"a": torch.ones(2)}, "bob": shared | {"b": torch.zeros(2)}}
+    kept = differing(personal, shared)
+    assert all(same_bits(kept[client], {name: own[name] for name in "ab"}) for client, own in personal.items())
+    assert differing({"ann": shared, "bob": dict(shared)}, shared) == {}
 
 
 REFUSED = {

@@ -32,6 +32,7 @@ from headwater.workers import one_thread
 
 _SIMULATED = "A simulation: the noise comes from the seed, and the figures of each round are not noised."
 _OWN = "The clients' own models beside the shared one:"
+_ALIKE = "No client's own model differs from the shared one: the checkpoint holds that alone."
 _AT_HOME = (
     "Epsilon is that of what clients send. Their own models, which this checkpoint holds too, are for them alone: they "
     "are neither clipped nor noised."
@@ -139,17 +140,18 @@ class _Federation:
             views["accuracy_after"] = self.test.by_own_models(shared, self.model, own.items())
             beside["shared"] = shared.figures()
         best = views.get("accuracy_after", shared)
+        differing_own = differing(own, weights)
         found = best.facts(self.population.test_name)
         found["metrics"] |= {"before": before.figures()} | beside
         if own:
             facts["notes"].append(f"{_OWN} {' '.join(over_clients(self.test.by_client, shared, best))}")
-            facts["notes"] += [_AT_HOME] if facts["privacy"] else []
+            facts["notes"] += [*([_AT_HOME] if facts["privacy"] else []), *([] if differing_own else [_ALIKE])]
         if self.options.controls:
             views["accuracy_alone"] = self.add_controls(facts, before)
         facts |= found | {"method": self.method(), "clients": client_rows(self.population, views)}
         load_weights(self.model, weights)
         made_of = self.checkpoint.with_model(self.model)
-        return Outcome(replace(made_of, personal=differing(own, weights)), facts, (self.source,))
+        return Outcome(replace(made_of, personal=differing_own), facts, (self.source,))
 
     def method(self) -> str:
         """Return the pieces' names."""
@@ -324,6 +326,8 @@ def client_rows(population: Population, views: dict[str, Measured]) -> list[Clie
 def differing(personal: Mapping[ClientId, Weights], shared: Weights) -> dict[ClientId, Weights]:
     """Return of the clients' own models the weights in which any of them differs from the shared one."""
     names = {name for own in personal.values() for name in own if not torch.equal(own[name], shared[name])}
+    if not names:
+        return {}
     return {client: {name: own[name].clone() for name in sorted(names)} for client, own in personal.items()}
 
 

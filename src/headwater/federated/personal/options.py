@@ -25,8 +25,9 @@ class PersonalOptions(Config):
     """Whether and how each client gets a model of its own."""
 
     personal: Annotated[str, name_in("headwater.personalizers", PERSONALIZERS, "none")] = "none"
-    """A model for each client: `fedper` or `fedrep` (its own last layers), `ditto` or `pfedme` (held to the shared
-    one), `apfl` (mixed with it), `perfedavg` (a few steps from it), `ifca` (one of several shared ones) or `none`."""
+    """A model for each client, from the last round: `fedper` or `fedrep` (its own last layers), `ditto` or `pfedme`
+    (held to the shared one), `apfl` (mixed with it), `perfedavg` (a few steps from it), `ifca` (one of several shared
+    ones); or `none`."""
     own: Annotated[Several[str], Field(min_length=1)] = ("head.",)
     """How the names of the weights begin that never leave a client, with `fedper` and `fedrep`."""
     own_epochs: Annotated[int, Field(ge=1)] = 5
