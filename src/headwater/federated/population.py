@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -16,7 +16,9 @@ from headwater.errors import ConfigError, DataError
 from headwater.features.featurizer import FeatureOptions, Featurizer
 from headwater.federated import PARTITIONERS
 from headwater.federated.partition import deal
-from headwater.registry import lookup, name_in
+from headwater.registry import init_fields, lookup, made, name_in
+
+_READ_BY = {"alpha": "dirichlet or quantity", "labels_per_client": "labels"}
 
 
 class PopulationOptions(DataOptions):
@@ -25,17 +27,23 @@ class PopulationOptions(DataOptions):
     client: str | None = None
     """The column that names each row's client; without it, clients are made by `--partition`."""
     partition: Annotated[str, name_in("headwater.partitioners", PARTITIONERS)] = "dirichlet"
-    """How rows without a client column are dealt: `iid`, or unevenly over the labels (`dirichlet`)."""
+    """How rows without a client column are dealt: `iid`; unevenly over the labels (`dirichlet`), or a few `labels` for
+    each; by unequal sizes (`quantity`); by the rows' `length`; in blocks of the file's order (`time`); or by their
+    words (`vocabulary`)."""
     clients: Annotated[int, Field(ge=2)] = 20
     """How many clients to make where there is no client column."""
     alpha: Annotated[float, Field(gt=0.0)] = 0.5
-    """Evenness of the Dirichlet partition; small values give clients with mostly one label."""
+    """Evenness of the `dirichlet` and `quantity` partitions; small values give clients with mostly one label, or with
+    few rows."""
+    labels_per_client: Annotated[int, Field(ge=1)] = 2
+    """How many labels each client holds, with `--partition labels`."""
 
     def unread(self) -> dict[str, str]:
-        """A client column leaves nothing to deal."""
+        """A client column leaves nothing to deal; a partitioner reads what it has a field for."""
         if self.client is not None:
-            return dict.fromkeys(("partition", "clients", "alpha"), "without --client")
-        return {"alpha": "with --partition dirichlet"} if self.partition == "iid" else {}
+            return dict.fromkeys(("partition", "clients", *_READ_BY), "without --client")
+        read = {field.name for field in init_fields(lookup("headwater.partitioners", PARTITIONERS, self.partition))}
+        return {name: f"with --partition {by}" for name, by in _READ_BY.items() if name not in read}
 
 
 @dataclass(frozen=True)
@@ -101,12 +109,8 @@ def read_population(
     rows = choose(rows, options.rows, seed)
     test = read(options.test) if options.test else None
     if options.client is None:
-        rng = np.random.default_rng([seed, 0x0DEA])
-        shares = lookup("headwater.partitioners", PARTITIONERS, options.partition)(
-            _kinds(rows), options.clients, options.alpha, rng
-        )
-        rows = replace(rows, clients=deal(_kinds(rows), shares, rng))
-        test = replace(test, clients=deal(_kinds(test), shares, rng)) if test else None
+        partitioner = made("headwater.partitioners", PARTITIONERS, options.partition, options)
+        rows, test = deal(partitioner, rows, test, np.random.default_rng([seed, 0x0DEA]))
     if len(set(rows.clients)) < 2:
         raise DataError(
             f"{options.data}: the column {options.client!r} holds one client only, {rows.clients[0]!r}; "
@@ -118,11 +122,6 @@ def read_population(
             f"{options.data} has {len(rows)} rows, too few to hold any out: raise --valid, or give --test"
         )
     return Population(train, valid, test or valid, "test" if test else "valid", _labels(labels, found))
-
-
-def _kinds(rows: Rows) -> Sequence[str]:
-    """Return each row's label; rows without labels are all alike."""
-    return rows.labels or [""] * len(rows)
 
 
 def _labels(known: Sequence[str], found: tuple[str, ...]) -> tuple[str, ...]:
