@@ -22,7 +22,7 @@ FEDERATED = {name: place for name, place in TASKS.items() if name != "representa
 class FederateOptions(MethodOptions, LanguageModelingOptions, PopulationOptions, RunOptions):
     """Options of `federate`."""
 
-    no_result = RunOptions.no_result | {"processes"}
+    no_result = RunOptions.no_result | {"processes", "store"}
 
     task: Annotated[str, name_in("headwater.tasks", FEDERATED)] = "classification"
     """What the clients learn: `classification`, or `language_modeling`, which needs no labels and starts from a
@@ -54,6 +54,9 @@ class FederateOptions(MethodOptions, LanguageModelingOptions, PopulationOptions,
     """`bfloat16` computes a client's products in that type, an error where the processor can't; `auto` if it can."""
     processes: Annotated[int, Field(ge=0)] = 0
     """Processes that a round's clients are spread over, one thread each; 0 takes one a core. Changes no bit."""
+    store: bool = False
+    """Keep the clients' encoded rows in a file that is read where it lies, not in memory: for very many clients. The
+    model is the same, bit for bit. Needs the extra `parquet`."""
     server_lr: Annotated[float, Field(gt=0.0)] = 1.0
     """Times the aggregate; 1 is plain federated averaging."""
     server_momentum: Fraction = 0.9

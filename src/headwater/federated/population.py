@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -16,6 +17,8 @@ from headwater.errors import ConfigError, DataError
 from headwater.features.featurizer import FeatureOptions, Featurizer
 from headwater.federated import PARTITIONERS
 from headwater.federated.partition import deal
+from headwater.federated.protocols import ClientId
+from headwater.federated.store import ClientStore, write_store
 from headwater.registry import init_fields, lookup, made, name_in
 
 _READ_BY = {"alpha": "dirichlet or quantity", "labels_per_client": "labels"}
@@ -72,10 +75,17 @@ class Population:
         """Return what a reader of the figures should know of the rows."""
         return row_notes(featurizer, self.train, self.test)
 
-    def examples(self, featurizer: Featurizer) -> dict[str, Examples]:
-        """Return each client's training rows as numbers."""
+    def examples(self, featurizer: Featurizer, store: Path | None = None) -> Mapping[ClientId, Examples]:
+        """Return each client's training rows as numbers, in memory or in a store that is made at a path."""
+        clients = self.train.by_client()
+        if store:
+            encoded = (
+                (name, self.train.take(clients[name]).encode(featurizer, self.labels)) for name in sorted(clients)
+            )
+            write_store(store, encoded)
+            return ClientStore(store)
         everything = self.train.encode(featurizer, self.labels)
-        return {client: everything.take(rows) for client, rows in self.train.by_client().items()}
+        return {client: everything.take(rows) for client, rows in clients.items()}
 
 
 def read_population(

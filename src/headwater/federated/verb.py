@@ -78,7 +78,8 @@ class _Federation:
         self.checkpoint = _start(source, options, self.population.labels)
         self.model = self.checkpoint.model().to(workspace.device)
         self.task = self.checkpoint.config.make_task()
-        self.examples = self.population.examples(self.checkpoint.featurizer)
+        store = workspace.folder / ".clients.arrow" if options.store else None
+        self.examples = self.population.examples(self.checkpoint.featurizer, store)
         self.valid = self._measure(self.population.valid) if len(self.population.valid) else None
         self.test = self._measure(self.population.test)
         self.methods = [
@@ -243,7 +244,7 @@ class _Federation:
 
     def notes(self) -> list[str]:
         """Return what a reader should know."""
-        counts = np.array([len(examples) for examples in self.examples.values()])
+        counts = np.array([len(rows) for rows in self.population.train.by_client().values()])
         shared = sum(value.numel() for value in self.start.values())
         spread = f"{counts.min()} to {counts.max()} training rows (median {int(np.median(counts))})"
         notes = [f"{len(counts)} clients with {spread}; {shared:,} numbers are shared."]
