@@ -50,7 +50,7 @@ def clients(count: int) -> Iterator[tuple[str, Examples]]:
 
 
 def measure(path: Path, rounds: int) -> dict[str, float]:
-    """Return the median seconds of a round, those to open the store, and MiB resident, with and without mapped files."""
+    """Return the median seconds of a round, those to open it, and MiB resident, with and without mapped files."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = ModelConfig(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from headwater.records import (
+    ClientGroup,
     ClientRow,
     Confusion,
     Coverage,
@@ -17,6 +18,7 @@ from headwater.records import (
     Parent,
     Privacy,
     RoundRow,
+    Spread,
     StageRecord,
     Verification,
 )
@@ -167,6 +169,11 @@ def federate(name, method, top, *, minute, private=False, rounds=30):
         )
         for index in range(CLIENTS)
     ]  # fmt: skip
+    sizes = sorted((row.train_rows for row in clients), reverse=True)
+    groups = [
+        ClientGroup(clients=1, rows=size, labels=[size // (2 + n % 7), size - size // (2 + n % 7)], length=60.0 + n)
+        for n, size in enumerate(sizes)
+    ]
     privacy = Privacy(
         epsilon=5.2, delta=1e-5, noise_multiplier=1.1, clip=0.8, sampling_rate=0.2, rounds=rounds,
         population=CLIENTS, accountant="dp-accounting RDP", note="Neighbouring: one client added or removed.",
@@ -177,7 +184,8 @@ def federate(name, method, top, *, minute, private=False, rounds=30):
         parents=[parent("transfer-finetune-all-s0", "transfer")],
         data=target_data(), metrics={"test": figures(rows[-1].metrics["accuracy"])},
         controls={"alone": figures(0.664), "central": figures(0.852)},
-        rounds=rows, clients=clients, privacy=privacy if private else None,
+        rounds=rows, clients=clients, spread=Spread(labels=["bad", "good"], length_unit="characters", groups=groups),
+        privacy=privacy if private else None,
         stopped=f"all {rounds} rounds done", sizes={"model.safetensors": 5_649_544, "vocab.json": 208_100},
         correct=correct_digits(top, seed=minute), test_fingerprint=FINGERPRINT,
         notes=["With 40 clients the noise costs accuracy; more clients would help."] if private else [],

@@ -14,6 +14,7 @@ from headwater.errors import ConfigError, DataError
 from headwater.federated import PARTITIONERS
 from headwater.federated.options import FederateOptions
 from headwater.federated.partition import deal
+from headwater.federated.population import Population
 from headwater.registry import made
 
 UNLABELLED = sorted(set(PARTITIONERS) - {"dirichlet", "labels"})
@@ -174,3 +175,36 @@ def test_chinese_is_compared_by_its_characters():
     rows, _ = dealt("vocabulary", Rows(texts, [], [], "toy", "0" * 64), clients=2)
     assert len({rows.clients[0], rows.clients[1]}) == 1
     assert len({rows.clients[0], rows.clients[2]}) == 2
+
+
+def spread(rows, labels=("bad", "good")):
+    return Population(rows, rows.take([]), rows, "test", labels).spread()
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(sorted(PARTITIONERS)), clients=st.integers(2, 12), labelled=st.booleans())
+def test_the_picture_of_a_population_counts_every_row_once(name, clients, labelled):
+    rows, _ = dealt(name, toy_rows(60), clients=clients)
+    rows = rows if labelled else replace(rows, labels=[])
+    found = spread(rows, ("bad", "good") if labelled else ())
+    assert [group.rows for group in found.groups] == sorted(sizes(rows), reverse=True)
+    assert [sum(group.labels) for group in found.groups] == [group.rows if labelled else 0 for group in found.groups]
+    total = sum(group.length * group.rows for group in found.groups)
+    assert total == pytest.approx(sum(map(len, rows.texts)))
+    assert found.labels == (["bad", "good"] if labelled else [])
+
+
+def test_very_many_clients_are_drawn_in_groups():
+    rows, _ = dealt("quantity", toy_rows(900), clients=250)
+    groups = spread(rows).groups
+    assert len(groups) == 100
+    assert sum(group.clients for group in groups) == 250
+    assert sum(group.rows for group in groups) == 900
+    means = [group.rows / group.clients for group in groups]
+    assert means == sorted(means, reverse=True)
+
+
+def test_numbers_are_as_long_as_their_steps():
+    found = spread(dealt("length", toy_series(80))[0], ("falls", "rises"))
+    assert found.length_unit == "steps"
+    assert {round(group.length) for group in found.groups} <= set(range(3, 10))

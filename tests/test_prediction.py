@@ -148,6 +148,8 @@ def test_evaluate_by_client(folders, tmp_path):
     assert figures["accuracy"] == right / 50
     assert figures["clients"] == 3
     assert figures["client_accuracy_sd"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert figures["worst_decile_gap"] == pytest.approx(np.mean(accuracies) - min(accuracies))
+    assert (figures["lowest_client_accuracy"], figures["highest_client_accuracy"]) == (min(accuracies), max(accuracies))
     assert figures["worst_decile_accuracy"] == worst_decile(accuracies) == min(accuracies)
     assert figures["accuracy"] != evaluate(folders / "checkpoint", EvaluateOptions(data=data))["accuracy"]
 

@@ -75,6 +75,28 @@ class ClientRow(Record):
     """Such as `accuracy`, `accuracy_before`, `accuracy_after`, `accuracy_alone`."""
 
 
+class ClientGroup(Record):
+    """Clients that stand together where a federation's clients are sorted by their training rows."""
+
+    clients: int
+    rows: int
+    """Of all of them."""
+    labels: list[int] = []
+    """Their rows by label; empty where rows have none."""
+    length: float
+    """Mean over their rows."""
+
+
+class Spread(Record):
+    """How a federation's training rows lie over its clients."""
+
+    labels: list[str] = []
+    length_unit: str
+    """What a row's length is counted in: `characters` or `steps`."""
+    groups: list[ClientGroup]
+    """The largest clients first; each is a group of its own where they are few."""
+
+
 class RoundRow(Record):
     """One federated round."""
 
@@ -245,6 +267,7 @@ class StageRecord(Record):
     confusion: Confusion | None = None
     clients: list[ClientRow] = []
     rounds: list[RoundRow] = []
+    spread: Spread | None = None
     episodes: list[EpisodeRow] = []
     stopped: str = ""
     """Why training or the federation ended."""

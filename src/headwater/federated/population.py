@@ -19,8 +19,11 @@ from headwater.federated import PARTITIONERS
 from headwater.federated.partition import deal
 from headwater.federated.protocols import ClientId
 from headwater.federated.store import ClientStore, write_store
+from headwater.records import ClientGroup, Spread
 from headwater.registry import init_fields, lookup, made, name_in
 
+_MOST_GROUPS = 100
+"""That the picture of a population has room for."""
 _READ_BY = {"alpha": "dirichlet or quantity", "labels_per_client": "labels"}
 
 
@@ -74,6 +77,23 @@ class Population:
     def notes(self, featurizer: Featurizer) -> list[str]:
         """Return what a reader of the figures should know of the rows."""
         return row_notes(featurizer, self.train, self.test)
+
+    def spread(self) -> Spread:
+        """Return how the training rows lie over the clients; very many clients are put into groups."""
+        rows = self.train
+        lengths_N, targets_N = (
+            np.array([len(row) for row in rows.inputs]),
+            np.array(rows.targets(self.labels), np.int64),
+        )
+        clients = sorted(rows.by_client().values(), key=len, reverse=True)
+        groups = []
+        for places in np.array_split(np.arange(len(clients)), min(len(clients), _MOST_GROUPS)):
+            found = np.concatenate([clients[place] for place in places])
+            labels = np.bincount(targets_N[found], minlength=len(self.labels)).tolist() if len(targets_N) else []
+            length = float(lengths_N[found].mean())
+            groups.append(ClientGroup(clients=len(places), rows=len(found), labels=labels, length=length))
+        unit = "characters" if isinstance(rows.inputs[0], str) else "steps"
+        return Spread(labels=list(self.labels) if len(targets_N) else [], length_unit=unit, groups=groups)
 
     def examples(self, featurizer: Featurizer, store: Path | None = None) -> Mapping[ClientId, Examples]:
         """Return each client's training rows as numbers, in memory or in a store that is made at a path."""

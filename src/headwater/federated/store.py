@@ -6,6 +6,7 @@ offsets in a file, so each cell is checked before it is read.
 
 from __future__ import annotations
 
+import mmap
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from headwater.files import writing
 _FORMAT = b"headwater clients 1"
 _MOST_CLIENTS, _MOST_NUMBERS = 2**16, 2**22
 """Of a record batch: what writing holds in memory."""
+_MOST_READS = 50
+"""Of clients until the pages that they lie on no longer count as this process's memory."""
 _DIGITS = 6
 """Of the number of channels, at most."""
 
@@ -42,7 +45,9 @@ class ClientStore(Mapping[ClientId, Examples]):
         arrow = _pyarrow()
         self._path = path
         with _reading(path):
-            table = arrow.ipc.open_file(arrow.memory_map(str(path))).read_all()
+            with path.open("rb") as file:
+                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            table = arrow.ipc.open_file(arrow.py_buffer(self._mapped)).read_all()
             table.validate()
         metadata = table.schema.metadata or {}
         if metadata.get(b"headwater") != _FORMAT:
@@ -53,10 +58,14 @@ class ClientStore(Mapping[ClientId, Examples]):
             raise DataError(f"{path} is a damaged store of clients: write it again")
         self._chunks = {name: table.column(name).chunks for name in table.column_names}
         self._starts = [0, *accumulate(map(len, self._chunks["client"]))]
+        self._reads = 0
         self.clients: Sequence[ClientId] = _Names(self)
         """All names in order; one is read when it is asked for."""
 
     def __getitem__(self, client: ClientId) -> Examples:
+        self._reads += 1
+        if not self._reads % _MOST_READS:
+            self._mapped.madvise(mmap.MADV_DONTNEED)  # the system's cache keeps the pages, this process need not
         with _reading(self._path):
             index = bisect_left(range(len(self)), client, key=self._name)
             if index == len(self) or self._name(index) != client:
@@ -186,7 +195,7 @@ def _reading(path: Path) -> Iterator[None]:
     arrow = _pyarrow()
     try:
         yield
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError) as error:  # an empty file can't be mapped
         raise DataError(f"{path} can't be read as a store of clients ({str(error).splitlines()[0]})") from error
 
 

@@ -33,6 +33,7 @@ from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
 from headwater.registry import made
 from headwater.resume_state import load_state, save_state
 from headwater.stage import Outcome, Workspace, run_stage
+from headwater.statistics import over_clients
 from headwater.tasks import task_class
 from headwater.tasks.language_modeling import LanguageModelingOptions
 from headwater.weights import Weights, load_weights, weights_of
@@ -144,6 +145,7 @@ class _Federation:
             "method": "+".join([*self.options.method, "private mean" if privacy else self.options.aggregator]),
             "rounds": _with_epsilon(state.records, privacy) if privacy else state.records,
             "curves": _curves(state),
+            "spread": self.population.spread(),
             "stopped": why,
             "privacy": privacy,
             "data": self.uses(),
@@ -152,6 +154,7 @@ class _Federation:
         }
         alone = self.add_controls(facts, before) if self.options.controls else None
         facts["clients"] = self.client_rows(before, after, alone)
+        facts["notes"] += fairness_notes(facts["clients"])
         load_weights(self.model, weights)
         return Outcome(self.checkpoint.with_model(self.model), facts, (self.source,))
 
@@ -303,6 +306,21 @@ def client_rows(population: Population, views: dict[str, Measured]) -> list[Clie
             metrics={name: view.of_client(client)["accuracy"] for name, view in views.items()},
         )
         for client, rows in population.test.by_client().items()
+    ]
+
+
+def fairness_notes(clients: Sequence[ClientRow]) -> list[str]:
+    """Return what the figures over all rows don't say: how unlike they are from client to client."""
+    accuracies = [row.metrics["accuracy"] for row in clients]
+    if len(accuracies) < 2:
+        return []
+    found = over_clients(accuracies)
+    return [
+        (
+            f"Over the {len(accuracies)} clients with test rows, each counting the same: accuracy {found['mean']:.3f} "
+            f"on average, {found['worst']:.3f} in the worst tenth (a gap of {found['gap']:.3f}), standard deviation "
+            f"{found['spread']:.3f}, from {found['low']:.3f} to {found['high']:.3f}."
+        )
     ]
 
 

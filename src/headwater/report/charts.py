@@ -158,6 +158,45 @@ def axes(
     return parts
 
 
+def stacked_bars(
+    bars: Sequence[Sequence[float]], names: Sequence[str], *, clients: Sequence[int], title: str
+) -> Markup:
+    """Draw a bar for each group of clients, made of a part for each name; of many names the largest have a colour.
+
+    Args:
+        bars: For each group, the largest clients' first, the parts in the order of the names: means over its clients.
+        names: What the parts are.
+        clients: How many each group has: its bar is as wide.
+        title: What is shown.
+    """
+    totals = [sum(parts) for parts in zip(*bars, strict=True)]
+    coloured = sorted(sorted(range(len(names)), key=lambda part: -totals[part])[:COLOURS])
+    rest = sorted(set(range(len(names))) - set(coloured))
+    kinds = [(colour(number), names[part], [part]) for number, part in enumerate(coloured)]
+    kinds += [("same", f"{len(rest)} others", rest)] if rest else []
+    y_ticks = fit_ticks(0.0, max(sum(parts) for parts in bars))
+    x = Scale(0, sum(clients), 58.0, WIDTH - 14.0)
+    y = Scale(y_ticks[0], y_ticks[-1], 200.0, 10.0)
+    x_ticks = [tick for tick in fit_ticks(0, sum(clients), whole=True) if tick <= sum(clients)]
+    drawn = axes(x, y, x_ticks, y_ticks, x_label="clients, the largest first", show=fmt.number)
+    first = 0
+    for count, parts in zip(clients, bars, strict=True):
+        gap = min(1.0, 0.2 * (x(count) - x(0)))
+        who = f"client {first + 1}" if count == 1 else f"{count} clients from {first + 1}"
+        floor = 0.0
+        for class_, name, some in kinds:
+            value = sum(parts[part] for part in some)
+            box = {"x": x(first), "y": y(floor + value), "width": x(first + count) - x(first) - gap}
+            tip = tag("title", f"{who}, {name}: {fmt.number(value)}")
+            drawn.append(tag("rect", tip, **box, height=y(floor) - y(floor + value), class_=f"part {class_}"))
+            floor += value
+        first += count
+    legend = [(f"round {class_}", name) for class_, name, _ in kinds] if len(kinds) > 1 else []
+    ends = f"{fmt.number(sum(bars[0]))} to {fmt.number(sum(bars[-1]))}"
+    label = f"{title}: {ends}, {fmt.count(first)} clients, the largest first"
+    return figure(title, drawing(drawn, width=WIDTH, height=240.0, label=label), legend=legend)
+
+
 @dataclass(frozen=True)
 class Bar:
     """One line of an interval chart: a value with whiskers, and the single runs behind it."""
