@@ -18,6 +18,7 @@ from headwater.records import (
     Parent,
     Privacy,
     RoundRow,
+    Scores,
     Spread,
     StageRecord,
     Verification,
@@ -169,7 +170,7 @@ def federate(name, method, top, *, minute, private=False, rounds=30):
         )
         for index in range(CLIENTS)
     ]  # fmt: skip
-    sizes = sorted((row.train_rows for row in clients), reverse=True)
+    sizes = [139 - 2 * index for index in range(CLIENTS)]
     groups = [
         ClientGroup(clients=1, rows=size, labels=[size // (2 + n % 7), size - size // (2 + n % 7)], length=60.0 + n)
         for n, size in enumerate(sizes)
@@ -183,6 +184,13 @@ def federate(name, method, top, *, minute, private=False, rounds=30):
         config={"aggregator": method, "rounds": rounds, "clients": CLIENTS, "lr": 0.05},
         parents=[parent("transfer-finetune-all-s0", "transfer")],
         data=target_data(), metrics={"test": figures(rows[-1].metrics["accuracy"])},
+        scores=Scores(
+            roc=[Curve(name="positive", x_label="false positives", x=[n / 50 for n in range(51)],
+                       y=[(n / 50) ** 0.2 for n in range(51)])],
+            auc_error=0.0004, rows=[60, 120, 180, 240],
+            reliability=Curve(name="accuracy", x_label="probability",
+                              x=[0.6, 0.72, 0.85, 0.97], y=[0.55, 0.7, 0.8, 0.9]),
+        ),
         controls={"alone": figures(0.664), "central": figures(0.852)},
         rounds=rows, clients=clients, spread=Spread(labels=["bad", "good"], length_unit="characters", groups=groups),
         privacy=privacy if private else None,

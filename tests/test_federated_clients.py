@@ -212,3 +212,16 @@ def test_federate_with_a_store_makes_the_same_model_and_leaves_no_store(data, so
     assert one.rounds == other.rounds
     assert one.clients == other.clients
     assert not list((tmp_path / "store").glob("**/*.arrow"))
+
+
+def test_federate_records_scores_that_merge_over_clients_and_how_unlike_clients_are(data, source, tmp_path):
+    federate(source, options(data, tmp_path / "f", rounds=1, controls=False))
+    record = StageRecord.load(tmp_path / "f")
+    assert 0 <= record.metrics["test"]["auc"] <= 1
+    assert 0 <= record.metrics["test"]["ece"] <= 1
+    assert sum(record.scores.rows) == record.metrics["test"]["n"] == 90
+    assert sum(group.clients for group in record.spread.groups) == 6
+    assert record.spread.labels == ["bad", "good"]
+    accuracies = [row.metrics["accuracy"] for row in record.clients]
+    (note,) = [note for note in record.notes if note.startswith("Over the 6 clients")]
+    assert f"accuracy {np.mean(accuracies):.3f} on average, {min(accuracies):.3f} in the worst tenth" in note

@@ -88,7 +88,8 @@ def evaluate(path: str | Path, options: EvaluateOptions) -> dict[str, Any]:
     """Measure a checkpoint or an artifact on labelled rows.
 
     Returns:
-        ``accuracy``, ``macro_f1``, ``loss`` (nats a row) and ``n``; with clients also ``clients`` (their
+        ``accuracy``, ``macro_f1``, ``loss`` (nats a row), ``n``, ``auc`` and ``ece`` (area under the ROC curve and
+        expected calibration error, see `metrics.ScoreCounts`); with clients also ``clients`` (their
         number), ``client_accuracy_sd``, ``worst_decile_accuracy`` (mean accuracy of the worst tenth of the
         clients, at least one), ``worst_decile_gap`` (what that lacks of the mean), ``lowest_client_accuracy`` and
         ``highest_client_accuracy``, each client counting the same. A language model: what its task counts.
@@ -178,7 +179,7 @@ def _labelled(options: EvaluateOptions, labels: tuple[str, ...], featurizer: Fea
 
 def _figures(rows: Rows, labels: tuple[str, ...], probabilities_NK: np.ndarray) -> dict[str, Any]:
     evaluation = Evaluation.of(rows, labels, probabilities_NK)
-    figures: dict[str, Any] = {**evaluation.figures()}
+    figures: dict[str, Any] = evaluation.figures() | evaluation.scores().figures()
     if rows.clients:
         accuracies = [evaluation.counts(found).figures()["accuracy"] for found in rows.by_client().values()]
         figures["clients"] = len(accuracies)

@@ -65,6 +65,19 @@ class Confusion(Record):
     counts: list[list[int]]
 
 
+class Scores(Record):
+    """How well a classifier's probabilities rank, and how far they can be believed."""
+
+    roc: list[Curve]
+    """True positives by false positives, of each label against the others (of two, the second): the most frequent."""
+    auc_error: float
+    """How far `auc` may be off, since it is computed from binned scores."""
+    reliability: Curve
+    """Accuracy by the mean probability of the predicted label, a point a bin."""
+    rows: list[int]
+    """Of each of those points."""
+
+
 class ClientRow(Record):
     """One client's figures."""
 
@@ -265,6 +278,7 @@ class StageRecord(Record):
     """Of a transfer over the `scratch` among its controls."""
     curves: list[Curve] = []
     confusion: Confusion | None = None
+    scores: Scores | None = None
     clients: list[ClientRow] = []
     rounds: list[RoundRow] = []
     spread: Spread | None = None

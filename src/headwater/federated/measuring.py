@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 from headwater.baselines import baselines, unigram
 from headwater.data.rows import Rows
-from headwater.evaluation import Evaluation
+from headwater.evaluation import Evaluation, score_record
 from headwater.features.featurizer import Featurizer
 from headwater.federated.population import Population
 from headwater.federated.protocols import ClientId
@@ -81,7 +81,7 @@ class Classified:
 
     def figures(self) -> Metrics:
         """Return the figures over all rows."""
-        return self.evaluation.figures()
+        return self.evaluation.figures() | self.evaluation.scores().figures()
 
     def of_client(self, client: ClientId) -> Metrics:
         """Return the figures over a client's rows."""
@@ -89,7 +89,8 @@ class Classified:
 
     def facts(self, where: str) -> dict[str, Any]:
         """Return the fields of a stage record."""
-        return self.evaluation.facts(where)
+        scores = score_record(self.evaluation.scores(), self.measure.labels)
+        return self.evaluation.facts(where) | {"metrics": {where: self.figures()}, "scores": scores}
 
     def with_clients(self, models: Iterable[tuple[ClientId, SequenceModel]]) -> Classified:
         """Return this with the rows of some clients measured by models of their own."""

@@ -56,6 +56,7 @@ def line_chart(
     show_tick: Format = fmt.number,
     levels: Sequence[tuple[str, float]] = (),
     height: float = 240.0,
+    whole: bool = True,
     note: str = "",
 ) -> Markup:
     """Draw curves over one pair of axes.
@@ -68,6 +69,7 @@ def line_chart(
         show_tick: How it is written beside the axis.
         levels: Named values drawn as horizontal lines.
         height: The drawing's height; its width is always the same.
+        whole: Whether the x axis counts, such as epochs.
         note: How to read the chart.
     """
     drawn = [(one.name, points) for one in series if (points := thin(one))]
@@ -76,7 +78,7 @@ def line_chart(
     xs = [x for _, points in drawn for x, _ in points]
     ys = [y for _, points in drawn for _, y in points] + finite(value for _, value in levels)
     first, last = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
-    x_ticks = [tick for tick in fit_ticks(first, last, whole=True) if first <= tick <= last]
+    x_ticks = [tick for tick in fit_ticks(first, last, whole=whole) if first <= tick <= last]
     y_ticks = fit_ticks(min(ys), max(ys))
     left, top = 52.0, 10.0
     x = Scale(first, last, left + 6, WIDTH - 14.0)
