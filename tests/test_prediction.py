@@ -125,7 +125,7 @@ def test_evaluate(folders, tmp_path):
     data = write_rows(tmp_path / "rows.csv", TEXTS, labels)
     for name in ("checkpoint", "artifact"):
         figures = evaluate(folders / name, EvaluateOptions(data=data))
-        assert figures.keys() == {"accuracy", "macro_f1", "loss", "n"}
+        assert figures.keys() == {"accuracy", "macro_f1", "loss", "n", "auc", "ece"}
         assert (figures["accuracy"], figures["n"]) == (0.8, 50)
     wrong = write_rows(tmp_path / "wrong.csv", ["w1"], ["goood"])
     for name in ("checkpoint", "artifact"):
