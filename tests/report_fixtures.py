@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from headwater.records import (
+    ClientGroup,
     ClientRow,
     Confusion,
     Coverage,
@@ -17,6 +18,8 @@ from headwater.records import (
     Parent,
     Privacy,
     RoundRow,
+    Scores,
+    Spread,
     StageRecord,
     Verification,
 )
@@ -169,6 +172,11 @@ def federate(name, method, top, *, minute, private=False, rounds=30):
         )
         for index in range(CLIENTS)
     ]  # fmt: skip
+    sizes = [139 - 2 * index for index in range(CLIENTS)]
+    groups = [
+        ClientGroup(clients=1, rows=size, labels=[size // (2 + n % 7), size - size // (2 + n % 7)], length=60.0 + n)
+        for n, size in enumerate(sizes)
+    ]
     privacy = Privacy(
         epsilon=5.2, delta=1e-5, noise_multiplier=1.1, clip=0.8, sampling_rate=0.2, rounds=rounds,
         population=CLIENTS, accountant="dp-accounting RDP", note="Neighbouring: one client added or removed.",
@@ -178,8 +186,16 @@ def federate(name, method, top, *, minute, private=False, rounds=30):
         config={"aggregator": method, "rounds": rounds, "clients": CLIENTS, "lr": 0.05},
         parents=[parent("transfer-finetune-all-s0", "transfer")],
         data=target_data(), metrics={"test": figures(rows[-1].metrics["accuracy"])},
+        scores=Scores(
+            roc=[Curve(name="positive", x_label="false positives", x=[n / 50 for n in range(51)],
+                       y=[(n / 50) ** 0.2 for n in range(51)])],
+            auc_error=0.0004, rows=[60, 120, 180, 240],
+            reliability=Curve(name="accuracy", x_label="probability",
+                              x=[0.6, 0.72, 0.85, 0.97], y=[0.55, 0.7, 0.8, 0.9]),
+        ),
         controls={"alone": figures(0.664), "central": figures(0.852)},
-        rounds=rows, clients=clients, privacy=privacy if private else None,
+        rounds=rows, clients=clients, spread=Spread(labels=["bad", "good"], length_unit="characters", groups=groups),
+        privacy=privacy if private else None,
         stopped=f"all {rounds} rounds done", sizes={"model.safetensors": 5_649_544, "vocab.json": 208_100},
         correct=correct_digits(top, seed=minute), test_fingerprint=FINGERPRINT,
         notes=["With 40 clients the noise costs accuracy; more clients would help."] if private else [],

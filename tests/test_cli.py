@@ -313,7 +313,7 @@ def test_evaluate_prints_one_flat_object(model, capsys):
     assert said.err == ""
     assert said.out.count("\n") == 1
     figures = json.loads(said.out)
-    assert figures.keys() == {"accuracy", "macro_f1", "loss", "n"}
+    assert figures.keys() == {"accuracy", "macro_f1", "loss", "n", "auc", "ece"}
     assert figures["n"] == 40
     assert all(isinstance(value, int | float) for value in figures.values())
     assert main(["evaluate", "model", "--data", "rows.csv"]) == 0

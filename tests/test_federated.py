@@ -24,7 +24,6 @@ from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining, client_seed
 from headwater.federated.clip_and_noise import ClipAndNoise
 from headwater.federated.options import FederateOptions
-from headwater.federated.partition import deal
 from headwater.federated.personalization import Head, PersonalizeOptions, fit_head, personalize
 from headwater.federated.population import read_population
 from headwater.federated.protocols import (
@@ -651,7 +650,7 @@ def test_plain_steps_add_and_momentum_keeps_a_share_of_the_last():
     assert same_bits(other.step(w, {"w": torch.tensor(1.0)}), heavy.step(w, {"w": torch.tensor(1.0)}))
 
 
-# Samplers and partitioners
+# Samplers
 
 CLIENTS = [f"c{n:03d}" for n in range(200)]
 
@@ -682,44 +681,6 @@ def test_poisson_rounds_vary_in_size_around_the_rate():
     assert sampler.sample(3, CLIENTS) == Poisson(0.05, 0).sample(3, CLIENTS)
     assert Poisson(1e-9, 0).sample(1, CLIENTS) == []
     assert Poisson(1.0, 0).sample(1, CLIENTS) == CLIENTS
-
-
-LABELS = ["bad", "good"] * 500 + ["rare"] * 20
-
-
-@pytest.mark.parametrize("name", sorted(PARTITIONERS))
-@pytest.mark.parametrize("alpha", [0.1, 0.5, 100.0])
-def test_a_partitioner_gives_shares_that_sum_to_one_the_same_each_time(name, alpha):
-    make = lookup("headwater.partitioners", PARTITIONERS, name)
-    shares = make(LABELS, 12, alpha, np.random.default_rng(1))
-    again = make(LABELS[::-1], 12, alpha, np.random.default_rng(1))
-    assert list(shares) == ["bad", "good", "rare"]
-    for label, share in shares.items():
-        assert share.shape == (12,)
-        assert share.min() >= 0
-        assert share.sum() == pytest.approx(1)
-        np.testing.assert_array_equal(share, again[label])
-
-
-def test_a_small_alpha_is_uneven_and_a_large_one_even():
-    make = lookup("headwater.partitioners", PARTITIONERS, "dirichlet")
-    largest = [max(make(LABELS, 10, a, np.random.default_rng(0))["bad"]) for a in (0.05, 1.0, 1000.0)]
-    assert largest == sorted(largest, reverse=True)
-    assert largest[0] > 0.4
-    assert largest[-1] < 0.13
-
-
-def test_rows_are_dealt_by_the_shares_and_an_unknown_label_evenly():
-    shares = {"bad": np.array([1.0, 0.0, 0.0]), "good": np.array([0.0, 0.5, 0.5])}
-    labels = ["bad"] * 50 + ["good"] * 600 + ["new"] * 600
-    clients = deal(labels, shares, np.random.default_rng(0))
-    assert set(clients[:50]) == {"client-0"}
-    assert set(clients[50:650]) == {"client-1", "client-2"}
-    assert clients[50:650].count("client-1") == pytest.approx(300, abs=60)
-    assert clients[650:].count("client-0") == pytest.approx(200, abs=50)
-    many = deal(["x"] * 3000, {"x": np.full(120, 1 / 120)}, np.random.default_rng(0))
-    assert min(many) == "client-000"
-    assert len({len(client) for client in many}) == 1
 
 
 # Privacy
@@ -930,7 +891,8 @@ def test_rows_without_a_client_column_are_dealt(data, tmp_path):
         assert set(people.test.clients) <= set(people.train.clients)
         again = read_population(given, 0)
         assert list(again.train.clients) == list(people.train.clients)
-        assert list(read_population(given, 1).train.clients) != list(people.train.clients)
+        other = read_population(given, 1).train
+        assert (list(other.inputs), list(other.clients)) != (list(people.train.inputs), list(people.train.clients))
 
 
 def test_one_client_is_no_federation(data, source, tmp_path):

@@ -125,7 +125,7 @@ def test_evaluate(folders, tmp_path):
     data = write_rows(tmp_path / "rows.csv", TEXTS, labels)
     for name in ("checkpoint", "artifact"):
         figures = evaluate(folders / name, EvaluateOptions(data=data))
-        assert figures.keys() == {"accuracy", "macro_f1", "loss", "n"}
+        assert figures.keys() == {"accuracy", "macro_f1", "loss", "n", "auc", "ece"}
         assert (figures["accuracy"], figures["n"]) == (0.8, 50)
     wrong = write_rows(tmp_path / "wrong.csv", ["w1"], ["goood"])
     for name in ("checkpoint", "artifact"):
@@ -148,6 +148,8 @@ def test_evaluate_by_client(folders, tmp_path):
     assert figures["accuracy"] == right / 50
     assert figures["clients"] == 3
     assert figures["client_accuracy_sd"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert figures["worst_decile_gap"] == pytest.approx(np.mean(accuracies) - min(accuracies))
+    assert (figures["lowest_client_accuracy"], figures["highest_client_accuracy"]) == (min(accuracies), max(accuracies))
     assert figures["worst_decile_accuracy"] == worst_decile(accuracies) == min(accuracies)
     assert figures["accuracy"] != evaluate(folders / "checkpoint", EvaluateOptions(data=data))["accuracy"]
 

@@ -22,7 +22,7 @@ from headwater.statistics import Interval
 
 EVERY_SECTION = [
     "lineage", "notes", "data", "training", "transfer", "few_shot", "language", "coverage", "federated", "privacy",
-    "personal", "confusion", "device", "examples", "appendix",
+    "personal", "confusion", "scores", "device", "examples", "appendix",
 ]  # fmt: skip
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -118,7 +118,8 @@ def test_a_section_without_facts_is_left_out(tmp_path, lacking):
     empty = {
         "lineage": {"parents": []}, "notes": {"notes": []}, "data": {"data": []}, "training": {"curves": []},
         "coverage": {"coverage": None}, "federated": {"rounds": []}, "privacy": {"privacy": None},
-        "personal": {"clients": []}, "confusion": {"confusion": None}, "examples": {"examples": []},
+        "personal": {"clients": []}, "confusion": {"confusion": None}, "scores": {"scores": None},
+        "examples": {"examples": []},
         "device": {"sizes": {}, "latency": [], "verification": None}, "transfer": {"metrics": {}},
         "language": {"metrics": {}},
         "few_shot": {"episodes": []},

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from headwater.errors import OutputError
 
@@ -57,22 +58,32 @@ def nearest_folder(path: Path) -> Path:
     return path
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader sees the old bytes or the new ones, never a part, even after a power cut.
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write so that a reader sees the old bytes or the new ones, never a part, even after a power cut.
 
     Raises:
         OutputError: The disk is full or the place can't be written.
     """
-    content = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as stream:
-                stream.write(content)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file as `writing` does.
+
+    Raises:
+        OutputError: The disk is full or the place can't be written.
+    """
+    with writing(path) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)

@@ -16,10 +16,18 @@ from headwater.errors import CheckpointError, ConfigError, OutputError
 from headwater.evaluation import Evaluation
 from headwater.features.featurizer import Featurizer, Inputs
 from headwater.inference import Predictor
-from headwater.statistics import worst_decile
+from headwater.statistics import over_clients
 
 if TYPE_CHECKING:
     from headwater.checkpoint import Checkpoint
+
+_OVER_CLIENTS = {
+    "client_accuracy_sd": "spread",
+    "worst_decile_accuracy": "worst",
+    "worst_decile_gap": "gap",
+    "lowest_client_accuracy": "low",
+    "highest_client_accuracy": "high",
+}
 
 
 class EvaluateOptions(ValueColumns):
@@ -80,9 +88,11 @@ def evaluate(path: str | Path, options: EvaluateOptions) -> dict[str, Any]:
     """Measure a checkpoint or an artifact on labelled rows.
 
     Returns:
-        ``accuracy``, ``macro_f1``, ``loss`` (nats a row) and ``n``; with clients also ``clients`` (their
-        number), ``client_accuracy_sd`` and ``worst_decile_accuracy`` (mean accuracy of the worst tenth of the
-        clients, at least one), each client counting the same. A language model: what its task counts.
+        ``accuracy``, ``macro_f1``, ``loss`` (nats a row), ``n``, ``auc`` and ``ece`` (area under the ROC curve and
+        expected calibration error, see `metrics.ScoreCounts`); with clients also ``clients`` (their
+        number), ``client_accuracy_sd``, ``worst_decile_accuracy`` (mean accuracy of the worst tenth of the
+        clients, at least one), ``worst_decile_gap`` (what that lacks of the mean), ``lowest_client_accuracy`` and
+        ``highest_client_accuracy``, each client counting the same. A language model: what its task counts.
 
     Raises:
         HeadwaterError: The folder or the rows can't be used, or a row has a label unknown to the model.
@@ -169,10 +179,10 @@ def _labelled(options: EvaluateOptions, labels: tuple[str, ...], featurizer: Fea
 
 def _figures(rows: Rows, labels: tuple[str, ...], probabilities_NK: np.ndarray) -> dict[str, Any]:
     evaluation = Evaluation.of(rows, labels, probabilities_NK)
-    figures: dict[str, Any] = {**evaluation.figures()}
+    figures: dict[str, Any] = evaluation.figures() | evaluation.scores().figures()
     if rows.clients:
         accuracies = [evaluation.counts(found).figures()["accuracy"] for found in rows.by_client().values()]
         figures["clients"] = len(accuracies)
-        figures["client_accuracy_sd"] = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
-        figures["worst_decile_accuracy"] = worst_decile(accuracies)
+        over = over_clients(accuracies)
+        figures |= {name: over[key] for name, key in _OVER_CLIENTS.items()}
     return figures

@@ -65,6 +65,19 @@ class Confusion(Record):
     counts: list[list[int]]
 
 
+class Scores(Record):
+    """How well a classifier's probabilities rank, and how far they can be believed."""
+
+    roc: list[Curve]
+    """True positives by false positives, of each label against the others (of two, the second): the most frequent."""
+    auc_error: float
+    """How far `auc` may be off, since it is computed from binned scores."""
+    reliability: Curve
+    """Accuracy by the mean probability of the predicted label, a point a bin."""
+    rows: list[int]
+    """Of each of those points."""
+
+
 class ClientRow(Record):
     """One client's figures."""
 
@@ -73,6 +86,28 @@ class ClientRow(Record):
     test_rows: int
     metrics: Metrics
     """Such as `accuracy`, `accuracy_before`, `accuracy_after`, `accuracy_alone`."""
+
+
+class ClientGroup(Record):
+    """Clients that stand together where a federation's clients are sorted by their training rows."""
+
+    clients: int
+    rows: int
+    """Of all of them."""
+    labels: list[int] = []
+    """Their rows by label; empty where rows have none."""
+    length: float
+    """Mean over their rows."""
+
+
+class Spread(Record):
+    """How a federation's training rows lie over its clients."""
+
+    labels: list[str] = []
+    length_unit: str
+    """What a row's length is counted in: `characters` or `steps`."""
+    groups: list[ClientGroup]
+    """The largest clients first; each is a group of its own where they are few."""
 
 
 class RoundRow(Record):
@@ -247,8 +282,10 @@ class StageRecord(Record):
     """Of a transfer over the `scratch` among its controls."""
     curves: list[Curve] = []
     confusion: Confusion | None = None
+    scores: Scores | None = None
     clients: list[ClientRow] = []
     rounds: list[RoundRow] = []
+    spread: Spread | None = None
     episodes: list[EpisodeRow] = []
     stopped: str = ""
     """Why training or the federation ended."""

@@ -100,6 +100,18 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
+def over_clients(values: Sequence[float]) -> dict[str, float]:
+    """Return how a figure lies over clients, each counting the same.
+
+    The ``mean``, the ``worst`` decile's mean and the ``gap`` from one to the other, the ``spread`` (sample standard
+    deviation), and the range from ``low`` to ``high``.
+    """
+    mean, spread = mean_and_spread(values)
+    worst = worst_decile(values)
+    extremes = {"low": float(min(values)), "high": float(max(values))}
+    return {"mean": mean, "worst": worst, "gap": mean - worst, "spread": spread or 0.0, **extremes}
+
+
 def worst_decile(values: Sequence[float]) -> float:
     """Return the mean of the lowest tenth of the values, at least one."""
     lowest = np.sort(np.asarray(values, dtype=np.float64))[: max(1, len(values) // 10)]

@@ -58,8 +58,13 @@ PERSONALIZERS = {
     "ifca": "headwater.federated.personal.ifca:Ifca",
 }
 PARTITIONERS = {
-    "iid": "headwater.federated.partition:iid",
-    "dirichlet": "headwater.federated.partition:dirichlet",
+    "iid": "headwater.federated.partition:Iid",
+    "dirichlet": "headwater.federated.partition:Dirichlet",
+    "labels": "headwater.federated.partition:Labels",
+    "quantity": "headwater.federated.partition:Quantity",
+    "length": "headwater.federated.partition:Length",
+    "time": "headwater.federated.partition:Time",
+    "vocabulary": "headwater.federated.partition:Vocabulary",
 }
 SAMPLERS = {
     "uniform": "headwater.federated.sampling:Uniform",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +123,7 @@ class LocalTraining:
 
     def __post_init__(self) -> None:
         """Remember what a client's own weights begin with."""
-        self._prepared: dict[ClientId, tuple[Examples, InOrder]] = {}
+        self._prepared: WeakKeyDictionary[Examples, InOrder] = WeakKeyDictionary()  # a store's rows come and go
         parameters = self.model.named_parameters()
         self._own = {n: p.detach().cpu().clone() for n, p in parameters if self.own and n.startswith(self.own)}
 
@@ -205,10 +206,9 @@ class LocalTraining:
             return StreamObjective(self.model, self.task, examples, streams, seed, self.device, carry=self.carry)
         if self.shuffle:
             return Shuffler(examples, self.batch_size, seed)
-        rows, batches = self._prepared.get(client.name, (None, None))
-        if batches is None or rows is not examples or batches.size != self.batch_size:
-            batches = InOrder(examples, self.batch_size)
-            self._prepared[client.name] = examples, batches
+        batches = self._prepared.get(examples)
+        if batches is None or batches.size != self.batch_size:
+            batches = self._prepared[examples] = InOrder(examples, self.batch_size)
         return batches
 
     @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 from headwater.baselines import baselines, unigram
 from headwater.data.rows import Rows
-from headwater.evaluation import Evaluation
+from headwater.evaluation import Evaluation, score_record
 from headwater.features.featurizer import Featurizer
 from headwater.federated.population import Population
 from headwater.federated.protocols import ClientId
@@ -96,7 +96,7 @@ class Classified:
 
     def figures(self) -> Metrics:
         """Return the figures over all rows."""
-        return self.evaluation.figures()
+        return self.evaluation.figures() | self.evaluation.scores().figures()
 
     def of_client(self, client: ClientId) -> Metrics:
         """Return the figures over a client's rows."""
@@ -104,7 +104,8 @@ class Classified:
 
     def facts(self, where: str) -> dict[str, Any]:
         """Return the fields of a stage record."""
-        return self.evaluation.facts(where)
+        scores = score_record(self.evaluation.scores(), self.measure.labels)
+        return self.evaluation.facts(where) | {"metrics": {where: self.figures()}, "scores": scores}
 
     def with_clients(self, models: Iterable[tuple[ClientId, SequenceModel]]) -> Classified:
         """Return this with the rows of some clients measured by models of their own."""
@@ -140,7 +141,7 @@ class Read:
         return replace(self, counts=self.counts | own)
 
 
-def over_clients(clients: Iterable[ClientId], before: Measured, after: Measured) -> list[str]:
+def changes_over_clients(clients: Iterable[ClientId], before: Measured, after: Measured) -> list[str]:
     """Return in two sentences what each client's own model changes for it."""
     of = [(before.of_client(client)["accuracy"], after.of_client(client)["accuracy"]) for client in clients]
     before_C, after_C = np.array(of).T

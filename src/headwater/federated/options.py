@@ -42,7 +42,7 @@ class FederateOptions(
 ):
     """Options of `federate`."""
 
-    no_result = RunOptions.no_result | {"processes"}
+    no_result = RunOptions.no_result | {"processes", "store"}
 
     task: Annotated[str, name_in("headwater.tasks", FEDERATED)] = "classification"
     """What the clients learn: `classification`, or `language_modeling`, which needs no labels and starts from a
@@ -70,6 +70,9 @@ class FederateOptions(
     """`bfloat16` computes a client's products in that type, an error where the processor can't; `auto` if it can."""
     processes: Annotated[int, Field(ge=0)] = 0
     """Processes that a round's clients are spread over, one thread each; 0 takes one a core. Changes no bit."""
+    store: bool = False
+    """Keep the clients' encoded rows in a file that is read where it lies, not in memory: for very many clients. The
+    model is the same, bit for bit. Needs the extra `parquet`."""
     freeze: Freeze = "none"
     """Weights that stay as they are and are never sent: fewer bytes, and less for privacy noise to spoil."""
     share: Literal["all", "adapters"] = "all"

@@ -1,40 +1,270 @@
-"""Clients for rows that have none of their own.
+"""Clients for rows that have none of their own: partitioners, each one way in which real clients differ.
 
-A partitioner learns from the training rows' labels who gets which share, so that test rows are dealt alike.
+A partitioner is fitted to the training rows. What comes of it is a rule that deals any rows, so that a client's test
+rows are like its training rows.
+
+Shapes: N rows, C clients, K labels, V words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
+from headwater.data.rows import Rows
+from headwater.errors import ConfigError
 
-def iid(labels: Sequence[str], clients: int, alpha: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Deal every label evenly; `alpha` has no effect.
+Rule = Callable[[Rows, np.random.Generator], np.ndarray]
+"""Rows to each one's client (N,), counted from 0; what is left to chance is drawn from the generator."""
 
-    Returns:
-        Label to the clients' shares (C,), which sum to 1.
+_PASSES = 20
+"""Of k-means: by then few rows still change their client."""
+_STARTS = 5
+"""Of k-means, the best of which is taken: one alone may well split a topic and join two others."""
+_WORDS = 5000
+"""The most frequent words are what rows are compared by."""
+_WORD = r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+"
+"""What stands between white space; Chinese characters, which have none between them, one by one."""
+
+
+class Partitioner(Protocol):
+    """A way to spread rows over clients."""
+
+    clients: int
+
+    def fit(self, rows: Rows, rng: np.random.Generator) -> Rule:
+        """Return the rule that is learned from the training rows.
+
+        Raises:
+            HeadwaterError: The rows lack what it goes by.
+        """
+
+
+def deal(
+    partitioner: Partitioner, train: Rows, test: Rows | None, rng: np.random.Generator
+) -> tuple[Rows, Rows | None]:
+    """Return the rows, each with its client: ``client-000``, ...; every client has a training row.
+
+    Raises:
+        ConfigError: There are fewer training rows than clients, or they lack what the partitioner goes by.
+        DataError: It needs texts, and the rows are numbers.
     """
-    del alpha, rng
-    return {label: np.full(clients, 1 / clients) for label in sorted(set(labels))}
+    clients = partitioner.clients
+    if len(train) < clients:
+        raise ConfigError(f"clients = {clients}: {train.source} has {len(train)} rows, one at most for each: lower it")
+    rule = partitioner.fit(train, rng)
+    names = [f"client-{number:0{len(str(clients - 1))}d}" for number in range(clients)]
+    train_N = _with_rows(rule(train, rng), clients)
+    dealt = replace(train, clients=[names[number] for number in train_N])
+    return dealt, replace(test, clients=[names[number] for number in rule(test, rng)]) if test else None
 
 
-def dirichlet(labels: Sequence[str], clients: int, alpha: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Deal each label by shares drawn from a Dirichlet distribution (Hsu et al. 2019, arXiv:1909.06335).
+def _with_rows(clients_N: np.ndarray, clients: int) -> np.ndarray:
+    """Give each client that went without a row one of the largest client's."""
+    clients_N = clients_N.copy()
+    counts_C = np.bincount(clients_N, minlength=clients)
+    for client in np.flatnonzero(counts_C == 0):
+        largest = counts_C.argmax()
+        clients_N[np.flatnonzero(clients_N == largest)[-1]] = client
+        counts_C[[largest, client]] += (-1, 1)
+    return clients_N
 
-    A small `alpha` gives clients that hold mostly one label; a large one is like `iid`.
 
-    Returns:
-        Label to the clients' shares (C,), which sum to 1.
+@dataclass(frozen=True)
+class Iid:
+    """All clients alike: each label is dealt evenly."""
+
+    clients: int
+
+    def fit(self, rows: Rows, rng: np.random.Generator) -> Rule:
+        """Return the rule."""
+        del rows, rng
+        return _by_shares({}, _even(self.clients))
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Each label is dealt by shares drawn from a Dirichlet distribution (Hsu et al. 2019, arXiv:1909.06335).
+
+    Attributes:
+        clients: How many.
+        alpha: A small one gives clients that hold mostly one label; a large one is like `Iid`.
     """
-    return {label: rng.dirichlet(np.full(clients, alpha)) for label in sorted(set(labels))}
+
+    clients: int
+    alpha: float
+
+    def fit(self, rows: Rows, rng: np.random.Generator) -> Rule:
+        """Return the rule."""
+        labels = _labels(rows, "dirichlet")
+        shares = {label: rng.dirichlet(np.full(self.clients, self.alpha)) for label in labels}
+        return _by_shares(shares, _even(self.clients))
 
 
-def deal(labels: Sequence[str], shares: dict[str, np.ndarray], rng: np.random.Generator) -> list[str]:
-    """Return a client for each row: ``client-000``, ...; a label without shares is dealt evenly."""
-    clients = len(next(iter(shares.values())))
-    even = np.full(clients, 1 / clients)
-    width = len(str(clients - 1))
-    chosen = [int(rng.choice(clients, p=shares.get(label, even))) for label in labels]
-    return [f"client-{number:0{width}d}" for number in chosen]
+@dataclass(frozen=True)
+class Labels:
+    """Each client holds a few labels only, and shares their rows evenly with who else holds them.
+
+    (Li et al. 2022, "Federated Learning on Non-IID Data Silos", arXiv:2102.02079, section 4.1.)
+
+    Attributes:
+        clients: How many.
+        labels_per_client: Labels of each.
+    """
+
+    clients: int
+    labels_per_client: int
+
+    def fit(self, rows: Rows, rng: np.random.Generator) -> Rule:
+        """Return the rule."""
+        labels = _labels(rows, "labels")
+        each = self.labels_per_client
+        if not len(labels) <= self.clients * each or each > len(labels):
+            raise ConfigError(
+                f"labels_per_client = {each}: {self.clients} clients are to share {len(labels)} labels: "
+                f"give {-(-len(labels) // self.clients)} to {len(labels)}"
+            )
+        holds_CK = np.zeros((self.clients, len(labels)))
+        for client in range(self.clients):
+            # Those that the fewest hold so far, chance among equals: so every label finds a client.
+            rarest = np.lexsort((rng.random(len(labels)), holds_CK.sum(0)))[:each]
+            holds_CK[client, rarest] = 1.0
+        shares_CK = holds_CK / holds_CK.sum(0)
+        return _by_shares(dict(zip(labels, shares_CK.T, strict=True)), _even(self.clients))
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Clients of unequal size, alike in all else: sizes are drawn from a Dirichlet distribution.
+
+    (Li et al. 2022, arXiv:2102.02079, section 4.3.)
+
+    Attributes:
+        clients: How many.
+        alpha: The smaller, the more rows lie with few clients.
+    """
+
+    clients: int
+    alpha: float
+
+    def fit(self, rows: Rows, rng: np.random.Generator) -> Rule:
+        """Return the rule."""
+        del rows
+        return _by_shares({}, rng.dirichlet(np.full(self.clients, self.alpha)))
+
+
+@dataclass(frozen=True)
+class Length:
+    """Clients whose rows are of like length, in characters or steps: the first client's are the shortest."""
+
+    clients: int
+
+    def fit(self, rows: Rows, rng: np.random.Generator) -> Rule:
+        """Return the rule: a row goes by its place among the sorted training rows, drawn among those as long."""
+        del rng
+        known_N = np.sort(_lengths(rows))
+
+        def rule(rows: Rows, rng: np.random.Generator) -> np.ndarray:
+            lengths_N = _lengths(rows)
+            first_N, end_N = (np.searchsorted(known_N, lengths_N, side) for side in ("left", "right"))
+            places_N = first_N + rng.random(len(lengths_N)) * (end_N - first_N)
+            return _blocks(places_N / len(known_N), self.clients)
+
+        return rule
+
+
+@dataclass(frozen=True)
+class Time:
+    """Clients of different times: contiguous blocks of the rows, in the order of their file."""
+
+    clients: int
+
+    def fit(self, rows: Rows, rng: np.random.Generator) -> Rule:
+        """Return the rule."""
+        del rows, rng
+        return lambda rows, _: _blocks(np.arange(len(rows)) / len(rows), self.clients)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Clients that speak differently: texts in clusters by their words.
+
+    Spherical k-means over TF-IDF (Dhillon & Modha 2001, "Concept decompositions for large sparse text data using
+    clustering"), begun as k-means++ does. Written out here, since a library's threads add up in any order.
+    """
+
+    clients: int
+
+    def fit(self, rows: Rows, rng: np.random.Generator) -> Rule:
+        """Return the rule."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        words = TfidfVectorizer(token_pattern=_WORD, max_features=_WORDS, sublinear_tf=True)
+        x_NV = words.fit_transform(rows.texts)
+        found = [_centres(x_NV, self.clients, rng) for _ in range(_STARTS)]
+        centres_CV = max(found, key=lambda centres_CV: float((x_NV @ centres_CV.T).max(1).sum()))
+        return lambda rows, _: np.asarray((words.transform(rows.texts) @ centres_CV.T).argmax(1))
+
+
+def _centres(x_NV: Any, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    """Return unit vectors (C, V) that the sparse unit vectors are near to."""
+    centres_CV = np.zeros((clusters, x_NV.shape[1]))
+    far_N = np.ones(x_NV.shape[0])
+    for cluster in range(clusters):
+        chances = far_N / far_N.sum() if far_N.sum() else None
+        centres_CV[cluster] = x_NV[[rng.choice(len(far_N), p=chances)]].toarray()[0]
+        far_N = np.minimum(far_N, np.maximum(0.0, 1.0 - x_NV @ centres_CV[cluster]))
+    for _ in range(_PASSES):
+        nearest_N = (x_NV @ centres_CV.T).argmax(1)
+        for cluster in np.unique(nearest_N):
+            total_V = np.asarray(x_NV[nearest_N == cluster].sum(0))[0]
+            centres_CV[cluster] = total_V / (np.linalg.norm(total_V) or 1.0)
+    return centres_CV
+
+
+def _by_shares(shares: Mapping[str, np.ndarray], others_C: np.ndarray) -> Rule:
+    """Return the rule that deals rows by the clients' shares in their label, those of other labels by `others_C`."""
+
+    def rule(rows: Rows, rng: np.random.Generator) -> np.ndarray:
+        drawn_N = rng.random(len(rows))
+        clients_N = np.searchsorted(_ends(others_C), drawn_N, "right")
+        labels_N = np.array(rows.labels)
+        for label, share_C in shares.items():
+            found_N = labels_N == label
+            clients_N[found_N] = np.searchsorted(_ends(share_C), drawn_N[found_N], "right")
+        return clients_N
+
+    return rule
+
+
+def _ends(share_C: np.ndarray) -> np.ndarray:
+    """Return where the clients' parts of the unit interval end."""
+    ends_C: np.ndarray = share_C.cumsum()
+    ends_C /= ends_C[-1]
+    return ends_C
+
+
+def _even(clients: int) -> np.ndarray:
+    return np.full(clients, 1 / clients)
+
+
+def _blocks(places_N: np.ndarray, clients: int) -> np.ndarray:
+    """Return the clients of places from 0 up to 1, in blocks of equal size."""
+    return np.minimum((places_N * clients).astype(np.int64), clients - 1)
+
+
+def _lengths(rows: Rows) -> np.ndarray:
+    return np.array([len(row) for row in rows.inputs])
+
+
+def _labels(rows: Rows, partition: str) -> Sequence[str]:
+    """Return the distinct labels."""
+    if not rows.labels:
+        raise ConfigError(
+            f"partition = {partition!r}: it goes by the rows' labels, and this task has none: "
+            "use iid, quantity, length, time or vocabulary"
+        )
+    return sorted(set(rows.labels))

@@ -19,7 +19,7 @@ from headwater.checkpoint import Checkpoint
 from headwater.config import RunOptions
 from headwater.errors import CheckpointError, DataError
 from headwater.federated.client_updates import LocalTraining
-from headwater.federated.measuring import Measure, over_clients
+from headwater.federated.measuring import Measure, changes_over_clients
 from headwater.federated.population import Population, PopulationOptions, read_population
 from headwater.federated.protocols import Client, ClientId, Instruction
 from headwater.federated.verb import client_rows
@@ -111,7 +111,7 @@ def _work(checkpoint: Checkpoint, options: PersonalizeOptions, workspace: Worksp
         "data": [population.train.use("train"), population.test.use("test")],
         "clients": client_rows(population, {"accuracy_before": before, "accuracy_after": after}),
         "notes": [
-            *over_clients(population.test.by_client(), before, after),
+            *changes_over_clients(population.test.by_client(), before, after),
             *([_LEFT_BEHIND] if checkpoint.personal else []),
             *population.notes(checkpoint.featurizer),
         ],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -16,7 +17,14 @@ from headwater.errors import ConfigError, DataError
 from headwater.features.featurizer import FeatureOptions, Featurizer
 from headwater.federated import PARTITIONERS
 from headwater.federated.partition import deal
-from headwater.registry import lookup, name_in
+from headwater.federated.protocols import ClientId
+from headwater.federated.store import ClientStore, write_store
+from headwater.records import ClientGroup, Spread
+from headwater.registry import init_fields, lookup, made, name_in
+
+_MOST_GROUPS = 100
+"""That the picture of a population has room for."""
+_READ_BY = {"alpha": "dirichlet or quantity", "labels_per_client": "labels"}
 
 
 class PopulationOptions(DataOptions):
@@ -25,17 +33,23 @@ class PopulationOptions(DataOptions):
     client: str | None = None
     """The column that names each row's client; without it, clients are made by `--partition`."""
     partition: Annotated[str, name_in("headwater.partitioners", PARTITIONERS)] = "dirichlet"
-    """How rows without a client column are dealt: `iid`, or unevenly over the labels (`dirichlet`)."""
+    """How rows without a client column are dealt: `iid`; unevenly over the labels (`dirichlet`), or a few `labels` for
+    each; by unequal sizes (`quantity`); by the rows' `length`; in blocks of the file's order (`time`); or by their
+    words (`vocabulary`)."""
     clients: Annotated[int, Field(ge=2)] = 20
     """How many clients to make where there is no client column."""
     alpha: Annotated[float, Field(gt=0.0)] = 0.5
-    """Evenness of the Dirichlet partition; small values give clients with mostly one label."""
+    """Evenness of the `dirichlet` and `quantity` partitions; small values give clients with mostly one label, or with
+    few rows."""
+    labels_per_client: Annotated[int, Field(ge=1)] = 2
+    """How many labels each client holds, with `--partition labels`."""
 
     def unread(self) -> dict[str, str]:
-        """A client column leaves nothing to deal."""
+        """A client column leaves nothing to deal; a partitioner reads what it has a field for."""
         if self.client is not None:
-            return dict.fromkeys(("partition", "clients", "alpha"), "without --client")
-        return {"alpha": "with --partition dirichlet"} if self.partition == "iid" else {}
+            return dict.fromkeys(("partition", "clients", *_READ_BY), "without --client")
+        read = {field.name for field in init_fields(lookup("headwater.partitioners", PARTITIONERS, self.partition))}
+        return {name: f"with --partition {by}" for name, by in _READ_BY.items() if name not in read}
 
 
 @dataclass(frozen=True)
@@ -64,10 +78,34 @@ class Population:
         """Return what a reader of the figures should know of the rows."""
         return row_notes(featurizer, self.train, self.test)
 
-    def examples(self, featurizer: Featurizer) -> dict[str, Examples]:
-        """Return each client's training rows as numbers."""
+    def spread(self) -> Spread:
+        """Return how the training rows lie over the clients; very many clients are put into groups."""
+        rows = self.train
+        lengths_N, targets_N = (
+            np.array([len(row) for row in rows.inputs]),
+            np.array(rows.targets(self.labels), np.int64),
+        )
+        clients = sorted(rows.by_client().values(), key=len, reverse=True)
+        groups = []
+        for places in np.array_split(np.arange(len(clients)), min(len(clients), _MOST_GROUPS)):
+            found = np.concatenate([clients[place] for place in places])
+            labels = np.bincount(targets_N[found], minlength=len(self.labels)).tolist() if len(targets_N) else []
+            length = float(lengths_N[found].mean())
+            groups.append(ClientGroup(clients=len(places), rows=len(found), labels=labels, length=length))
+        unit = "characters" if isinstance(rows.inputs[0], str) else "steps"
+        return Spread(labels=list(self.labels) if len(targets_N) else [], length_unit=unit, groups=groups)
+
+    def examples(self, featurizer: Featurizer, store: Path | None = None) -> Mapping[ClientId, Examples]:
+        """Return each client's training rows as numbers, in memory or in a store that is made at a path."""
+        clients = self.train.by_client()
+        if store:
+            encoded = (
+                (name, self.train.take(clients[name]).encode(featurizer, self.labels)) for name in sorted(clients)
+            )
+            write_store(store, encoded)
+            return ClientStore(store)
         everything = self.train.encode(featurizer, self.labels)
-        return {client: everything.take(rows) for client, rows in self.train.by_client().items()}
+        return {client: everything.take(rows) for client, rows in clients.items()}
 
 
 def read_population(
@@ -101,12 +139,8 @@ def read_population(
     rows = choose(rows, options.rows, seed)
     test = read(options.test) if options.test else None
     if options.client is None:
-        rng = np.random.default_rng([seed, 0x0DEA])
-        shares = lookup("headwater.partitioners", PARTITIONERS, options.partition)(
-            _kinds(rows), options.clients, options.alpha, rng
-        )
-        rows = replace(rows, clients=deal(_kinds(rows), shares, rng))
-        test = replace(test, clients=deal(_kinds(test), shares, rng)) if test else None
+        partitioner = made("headwater.partitioners", PARTITIONERS, options.partition, options)
+        rows, test = deal(partitioner, rows, test, np.random.default_rng([seed, 0x0DEA]))
     if len(set(rows.clients)) < 2:
         raise DataError(
             f"{options.data}: the column {options.client!r} holds one client only, {rows.clients[0]!r}; "
@@ -118,11 +152,6 @@ def read_population(
             f"{options.data} has {len(rows)} rows, too few to hold any out: raise --valid, or give --test"
         )
     return Population(train, valid, test or valid, "test" if test else "valid", _labels(labels, found))
-
-
-def _kinds(rows: Rows) -> Sequence[str]:
-    """Return each row's label; rows without labels are all alike."""
-    return rows.labels or [""] * len(rows)
 
 
 def _labels(known: Sequence[str], found: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.assembly import Assembly, begun
 from headwater.federated.controls import measure_alone, train_central
 from headwater.federated.distributed import DistributedCohort, Ranks, joined
-from headwater.federated.measuring import Measure, Measured, over_clients, trivial
+from headwater.federated.measuring import Measure, Measured, changes_over_clients, trivial
 from headwater.federated.options import FederateOptions
 from headwater.federated.population import Population, read_population
 from headwater.federated.protocols import ClientId, FederatedAlgorithm
@@ -26,6 +26,7 @@ from headwater.progress import Progress
 from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
 from headwater.resume_state import load_state, save_state
 from headwater.stage import Outcome, Workspace, run_stage, set_device, working_folder
+from headwater.statistics import over_clients
 from headwater.tasks import task_class
 from headwater.weights import Weights, load_weights
 from headwater.workers import one_thread
@@ -89,7 +90,8 @@ class _Federation:
             )
         self.checkpoint = begun(source, options, self.population.labels)
         self.model = self.checkpoint.model().to(workspace.device)
-        self.examples = self.population.examples(self.checkpoint.featurizer)
+        store = workspace.folder / ".clients.arrow" if options.store else None
+        self.examples = self.population.examples(self.checkpoint.featurizer, store)
         self.valid = self._measure(self.population.valid) if len(self.population.valid) else None
         self.test = self._measure(self.population.test)
         rows = {client: len(found) for client, found in self.population.train.by_client().items()}
@@ -119,6 +121,7 @@ class _Federation:
         facts = {
             "rounds": _with_epsilon(state.records, privacy) if privacy else state.records,
             "curves": _curves(state),
+            "spread": self.population.spread(),
             "stopped": why,
             "privacy": privacy,
             "data": self.uses(),
@@ -144,11 +147,12 @@ class _Federation:
         found = best.facts(self.population.test_name)
         found["metrics"] |= {"before": before.figures()} | beside
         if own:
-            facts["notes"].append(f"{_OWN} {' '.join(over_clients(self.test.by_client, shared, best))}")
+            facts["notes"].append(f"{_OWN} {' '.join(changes_over_clients(self.test.by_client, shared, best))}")
             facts["notes"] += [*([_AT_HOME] if facts["privacy"] else []), *([] if differing_own else [_ALIKE])]
         if self.options.controls:
             views["accuracy_alone"] = self.add_controls(facts, before)
         facts |= found | {"method": self.method(), "clients": client_rows(self.population, views)}
+        facts["notes"] += fairness_notes(facts["clients"])
         load_weights(self.model, weights)
         made_of = self.checkpoint.with_model(self.model)
         return Outcome(replace(made_of, personal=differing_own), facts, (self.source,))
@@ -329,6 +333,21 @@ def differing(personal: Mapping[ClientId, Weights], shared: Weights) -> dict[Cli
     if not names:
         return {}
     return {client: {name: own[name].clone() for name in sorted(names)} for client, own in personal.items()}
+
+
+def fairness_notes(clients: Sequence[ClientRow]) -> list[str]:
+    """Return what the figures over all rows don't say: how unlike they are from client to client."""
+    accuracies = [row.metrics["accuracy"] for row in clients]
+    if len(accuracies) < 2:
+        return []
+    found = over_clients(accuracies)
+    return [
+        (
+            f"Over the {len(accuracies)} clients with test rows, each counting the same: accuracy {found['mean']:.3f} "
+            f"on average, {found['worst']:.3f} in the worst tenth (a gap of {found['gap']:.3f}), standard deviation "
+            f"{found['spread']:.3f}, from {found['low']:.3f} to {found['high']:.3f}."
+        )
+    ]
 
 
 def _with_epsilon(records: Sequence[RoundRow], privacy: Privacy) -> list[RoundRow]:

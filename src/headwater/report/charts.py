@@ -56,6 +56,7 @@ def line_chart(
     show_tick: Format = fmt.number,
     levels: Sequence[tuple[str, float]] = (),
     height: float = 240.0,
+    whole: bool = True,
     note: str = "",
 ) -> Markup:
     """Draw curves over one pair of axes.
@@ -68,6 +69,7 @@ def line_chart(
         show_tick: How it is written beside the axis.
         levels: Named values drawn as horizontal lines.
         height: The drawing's height; its width is always the same.
+        whole: Whether the x axis counts, such as epochs.
         note: How to read the chart.
     """
     drawn = [(one.name, points) for one in series if (points := thin(one))]
@@ -76,7 +78,7 @@ def line_chart(
     xs = [x for _, points in drawn for x, _ in points]
     ys = [y for _, points in drawn for _, y in points] + finite(value for _, value in levels)
     first, last = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
-    x_ticks = [tick for tick in fit_ticks(first, last, whole=True) if first <= tick <= last]
+    x_ticks = [tick for tick in fit_ticks(first, last, whole=whole) if first <= tick <= last]
     y_ticks = fit_ticks(min(ys), max(ys))
     left, top = 52.0, 10.0
     x = Scale(first, last, left + 6, WIDTH - 14.0)
@@ -156,6 +158,45 @@ def axes(
     parts += [text(fmt.number(value, 6), x(value), y.start + 18, anchor="middle", class_="tick") for value in x_ticks]
     parts.append(text(x_label, (x.start + x.end) / 2, y.start + 36, anchor="middle", class_="axis"))
     return parts
+
+
+def stacked_bars(
+    bars: Sequence[Sequence[float]], names: Sequence[str], *, clients: Sequence[int], title: str
+) -> Markup:
+    """Draw a bar for each group of clients, made of a part for each name; of many names the largest have a colour.
+
+    Args:
+        bars: For each group, the largest clients' first, the parts in the order of the names: means over its clients.
+        names: What the parts are.
+        clients: How many each group has: its bar is as wide.
+        title: What is shown.
+    """
+    totals = [sum(parts) for parts in zip(*bars, strict=True)]
+    coloured = sorted(sorted(range(len(names)), key=lambda part: -totals[part])[:COLOURS])
+    rest = sorted(set(range(len(names))) - set(coloured))
+    kinds = [(colour(number), names[part], [part]) for number, part in enumerate(coloured)]
+    kinds += [("same", f"{len(rest)} others", rest)] if rest else []
+    y_ticks = fit_ticks(0.0, max(sum(parts) for parts in bars))
+    x = Scale(0, sum(clients), 58.0, WIDTH - 14.0)
+    y = Scale(y_ticks[0], y_ticks[-1], 200.0, 10.0)
+    x_ticks = [tick for tick in fit_ticks(0, sum(clients), whole=True) if tick <= sum(clients)]
+    drawn = axes(x, y, x_ticks, y_ticks, x_label="clients, the largest first", show=fmt.number)
+    first = 0
+    for count, parts in zip(clients, bars, strict=True):
+        gap = min(1.0, 0.2 * (x(count) - x(0)))
+        who = f"client {first + 1}" if count == 1 else f"{count} clients from {first + 1}"
+        floor = 0.0
+        for class_, name, some in kinds:
+            value = sum(parts[part] for part in some)
+            box = {"x": x(first), "y": y(floor + value), "width": x(first + count) - x(first) - gap}
+            tip = tag("title", f"{who}, {name}: {fmt.number(value)}")
+            drawn.append(tag("rect", tip, **box, height=y(floor) - y(floor + value), class_=f"part {class_}"))
+            floor += value
+        first += count
+    legend = [(f"round {class_}", name) for class_, name, _ in kinds] if len(kinds) > 1 else []
+    ends = f"{fmt.number(sum(bars[0]))} to {fmt.number(sum(bars[-1]))}"
+    label = f"{title}: {ends}, {fmt.count(first)} clients, the largest first"
+    return figure(title, drawing(drawn, width=WIDTH, height=240.0, label=label), legend=legend)
 
 
 @dataclass(frozen=True)

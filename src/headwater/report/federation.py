@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from headwater.records import ClientRow, Metrics, StageRecord
+from headwater.records import ClientRow, Metrics, Spread, StageRecord
 from headwater.report import formatting as fmt
-from headwater.report.charts import Series, change_chart, distribution_chart, line_chart
+from headwater.report.charts import Series, change_chart, distribution_chart, line_chart, stacked_bars
 from headwater.report.collect import distinct_labels, measured
-from headwater.statistics import paired_bootstrap, verdict, worst_decile
+from headwater.statistics import over_clients, paired_bootstrap, verdict
 
 _NAMED = 8
 """Clients that are named beside a reason for failing."""
@@ -34,6 +34,7 @@ def federated_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
         )
         for label, record in zip(labels, federations, strict=True)
     ]
+    groups = client_groups(labels, federations)
     controls = controls_of(federations)
     levels = [(name, figures["accuracy"]) for name, figures in controls if "accuracy" in figures]
     curves = line_chart(
@@ -50,7 +51,11 @@ def federated_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
         "controls": controls,
         "private": any(record.privacy for record in federations),
         "curves": curves,
-        "clients": client_chart(labels, federations),
+        "clients": distribution_chart(
+            groups, title="Accuracy of each client", axis="accuracy on the client's own test rows"
+        ),
+        "fairness": summaries(groups),
+        "spreads": spread_charts(federations),
         "sent": sent_chart(labels, federations),
         "losses": [loss_chart(label, record) for label, record in zip(labels, federations, strict=True)],
         "failures": failures(federations, labels),
@@ -128,8 +133,12 @@ def controls_of(records: Sequence[StageRecord]) -> list[tuple[str, Metrics]]:
     ]
 
 
-def client_chart(labels: Sequence[str], records: Sequence[StageRecord]) -> Markup:
-    """Draw the accuracy of every client under each federation, by its own model where it has one."""
+Group = tuple[str, list[tuple[str, float]]]
+"""A name, and each client's accuracy."""
+
+
+def client_groups(labels: Sequence[str], records: Sequence[StageRecord]) -> list[Group]:
+    """Return the accuracy of every client under each federation, by its own model where it has one, and alone."""
     groups = [
         (
             label,
@@ -142,9 +151,31 @@ def client_chart(labels: Sequence[str], records: Sequence[StageRecord]) -> Marku
         for label, record in zip(labels, records, strict=True)
     ]
     alone = alone_of(records)
-    if alone:
-        groups.append(("each client alone", alone))
-    return distribution_chart(groups, title="Accuracy of each client", axis="accuracy on the client's own test rows")
+    return [group for group in (*groups, ("each client alone", alone)) if group[1]]
+
+
+def summaries(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return the lines of the table over clients."""
+    return [{"label": label, **over_clients([value for _, value in rows])} for label, rows in groups]
+
+
+def spread_charts(records: Sequence[StageRecord]) -> list[Markup]:
+    """Draw how the rows lie over the clients, once where federations have the same ones."""
+    found: dict[str, Spread] = {}
+    for record in records:
+        if record.spread and record.spread not in found.values():
+            found[record.name] = record.spread
+    drawn = []
+    for name, spread in found.items():
+        of = f", {name}" if len(found) > 1 else ""
+        sizes = [[count / group.clients for count in group.labels or [group.rows]] for group in spread.groups]
+        clients = [group.clients for group in spread.groups]
+        title = f"Training rows of a client{of}"
+        drawn.append(stacked_bars(sizes, spread.labels or ["rows"], clients=clients, title=title))
+        lengths = [[group.length] for group in spread.groups]
+        title = f"Mean length of a client's rows, {spread.length_unit}{of}"
+        drawn.append(stacked_bars(lengths, ["mean length"], clients=clients, title=title))
+    return drawn
 
 
 def alone_of(records: Sequence[StageRecord]) -> list[tuple[str, float]]:
@@ -203,7 +234,7 @@ def personal_stage(record: StageRecord) -> dict[str, Any] | None:
     return {
         "name": record.name,
         "method": record.method,
-        "lines": [{"label": label, **summary([value for _, value in rows])} for label, rows in groups],
+        "lines": summaries(groups),
         "interval": interval,
         "verdict": verdict(interval),
         "gained": sum(b > a for a, b in zip(before, after, strict=True)),
@@ -231,15 +262,4 @@ def client_line(row: ClientRow) -> dict[str, Any]:
         "before": before,
         "after": after,
         "change": after - before,
-    }
-
-
-def summary(values: Sequence[float]) -> dict[str, float]:
-    """Return mean, worst tenth, spread and range over clients, each client counting the same."""
-    return {
-        "mean": float(np.mean(values)),
-        "worst": worst_decile(values),
-        "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-        "low": min(values),
-        "high": max(values),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from headwater.records import Coverage, Curve, DataUse, Example, StageRecord
@@ -155,6 +156,24 @@ def confusion_facts(records: Sequence[StageRecord]) -> Facts | None:
     return {"first": drawn[0], "others": drawn[1:]} if drawn else None
 
 
+def scores_facts(records: Sequence[StageRecord]) -> Facts | None:
+    """Return the last stage's ROC curves and reliability diagram."""
+    found = [record for record in records if record.scores]
+    if not found or not (scores := found[-1].scores):
+        return None
+    roc = [Series(curve.name, curve.x, curve.y) for curve in scores.roc]
+    trust = Series("the model", scores.reliability.x, scores.reliability.y)
+    chart = partial(line_chart, show=fmt.percent, show_tick=fmt.percent_tick, whole=False)
+    charts = [
+        chart([*roc, Series("chance", [0, 1], [0, 1])], title="True positives", x_label="false positives"),
+        chart(
+            [trust, Series("its word", [0, 1], [0, 1])], title="Accuracy", x_label="probability of the predicted label"
+        ),
+    ]
+    figures = next((figures for figures in found[-1].metrics.values() if "ece" in figures), {})
+    return {"name": found[-1].name, "charts": charts, "error": scores.auc_error, "figures": figures}
+
+
 def example_facts(records: Sequence[StageRecord]) -> Facts | None:
     """Return highlighted rows of the last stage that explained some."""
     explained = [record for record in records if record.examples]
@@ -207,6 +226,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[StageRecord]], Facts | None]]
     ("privacy", "Privacy spent", privacy_facts),
     ("personal", "Personalization", personal_facts),
     ("confusion", "Confusion", confusion_facts),
+    ("scores", "Ranking and calibration", scores_facts),
     ("device", "On the device", device_facts),
     ("examples", "What the model reads", example_facts),
     ("appendix", "Appendix: how each stage ran", appendix_facts),

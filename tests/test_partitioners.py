@@ -1,0 +1,210 @@
+"""Partitioners: every row has one client, every client has a row, and each differs in what it is named for."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from helpers import toy_rows, toy_series
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headwater.data.rows import Rows
+from headwater.errors import ConfigError, DataError
+from headwater.federated import PARTITIONERS
+from headwater.federated.options import FederateOptions
+from headwater.federated.partition import deal
+from headwater.federated.population import Population
+from headwater.registry import made
+
+UNLABELLED = sorted(set(PARTITIONERS) - {"dirichlet", "labels"})
+
+
+def partitioner(name, /, **options):
+    given = FederateOptions(data="-", out="-", partition=name, **{"clients": 8} | options)
+    return made("headwater.partitioners", PARTITIONERS, name, given)
+
+
+def dealt(name, train, test=None, /, *, seed=0, **options):
+    return deal(partitioner(name, **options), train, test, np.random.default_rng(seed))
+
+
+def shares(rows, what):
+    """Return a table of shares, clients by values: each line sums to 1."""
+    clients, values = np.array(rows.clients), np.array(what)
+    table = [
+        [np.mean(values[clients == client] == value) for value in np.unique(values)] for client in np.unique(clients)
+    ]
+    return np.array(table)
+
+
+def sizes(rows):
+    return np.array([len(found) for found in rows.by_client().values()])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    name=st.sampled_from(sorted(PARTITIONERS)),
+    count=st.integers(12, 60),
+    clients=st.integers(2, 12),
+    alpha=st.sampled_from([0.01, 0.5, 100.0]),
+    seed=st.integers(0, 5),
+)
+def test_every_row_has_one_client_and_no_client_is_lost(name, count, clients, alpha, seed):
+    train, test = toy_rows(count, seed=seed), toy_rows(17, seed=9, labels=("bad", "fair"))
+    given = {"clients": clients, "alpha": alpha, "seed": seed}
+    made_train, made_test = dealt(name, train, test, **given)
+    assert replace(made_train, clients=()) == replace(train, clients=())
+    assert len(made_train.clients) == count
+    names = {f"client-{number:0{len(str(clients - 1))}d}" for number in range(clients)}
+    assert set(made_train.clients) == names
+    assert len(made_test.clients) == 17
+    assert set(made_test.clients) <= names
+    again, _ = dealt(name, train, None, **given)
+    assert again.clients == made_train.clients
+
+
+@pytest.mark.parametrize("name", sorted(set(PARTITIONERS) - {"time"}))
+def test_another_seed_deals_otherwise(name):
+    rows = toy_rows(200)
+    assert dealt(name, rows)[0].clients != dealt(name, rows, seed=1)[0].clients
+
+
+@pytest.mark.parametrize("name", sorted(PARTITIONERS))
+def test_rows_without_labels_are_dealt_or_refused_with_what_to_use(name):
+    rows = replace(toy_rows(80), labels=[])
+    if name in UNLABELLED:
+        assert len(sizes(dealt(name, rows)[0])) == 8
+    else:
+        with pytest.raises(ConfigError, match="this task has none: use iid, quantity, length, time or vocabulary"):
+            dealt(name, rows)
+
+
+@pytest.mark.parametrize("name", sorted(PARTITIONERS))
+def test_numbers_are_dealt_too_where_no_words_are_asked_for(name):
+    rows = toy_series(80)
+    if name == "vocabulary":
+        with pytest.raises(DataError, match="read as numbers"):
+            dealt(name, rows)
+    else:
+        assert len(sizes(dealt(name, rows)[0])) == 8
+
+
+def test_fewer_rows_than_clients_are_refused():
+    with pytest.raises(ConfigError, match="clients = 8: toy has 5 rows"):
+        dealt("iid", toy_rows(5))
+
+
+def test_iid_clients_are_alike():
+    rows, _ = dealt("iid", toy_rows(4000))
+    assert sizes(rows) == pytest.approx(500, abs=90)
+    assert shares(rows, rows.labels) == pytest.approx(0.5, abs=0.08)
+
+
+def test_dirichlet_spreads_labels_the_more_unevenly_the_smaller_alpha():
+    rows = toy_rows(4000)
+    made_rows = [dealt("dirichlet", rows, alpha=alpha)[0] for alpha in (1000.0, 1.0, 0.05)]
+    uneven = [shares(one, one.labels)[:, 0].std() for one in made_rows]
+    assert uneven == sorted(uneven)
+    assert uneven[0] < 0.05
+    assert uneven[-1] > 0.3
+
+
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_each_client_holds_as_many_labels_as_asked_and_every_label_a_client(each):
+    train, test = (toy_rows(count, labels=("bad", "fair", "good")) for count in (900, 300))
+    rows, others = dealt("labels", train, test, labels_per_client=each)
+    held = {client: {rows.labels[row] for row in found} for client, found in rows.by_client().items()}
+    assert {len(labels) for labels in held.values()} == {each}
+    assert set.union(*held.values()) == {"bad", "fair", "good"}
+    for client, found in others.by_client().items():
+        assert {others.labels[row] for row in found} <= held[client]
+
+
+@pytest.mark.parametrize(("each", "clients"), [(4, 8), (1, 2)])
+def test_labels_that_cannot_be_shared_out_are_refused(each, clients):
+    with pytest.raises(ConfigError, match=f"give {1 if clients == 8 else 2} to 3"):
+        dealt("labels", toy_rows(90, labels=("bad", "fair", "good")), labels_per_client=each, clients=clients)
+
+
+def test_quantity_makes_sizes_uneven_and_labels_not():
+    rows = toy_rows(4000)
+    even, uneven = (dealt("quantity", rows, alpha=alpha)[0] for alpha in (1000.0, 0.5))
+    assert sizes(even).max() < 2 * sizes(even).min()
+    assert sizes(uneven).max() > 5 * sizes(uneven).min()
+    large = sizes(uneven) > 200
+    assert shares(uneven, uneven.labels)[large] == pytest.approx(0.5, abs=0.1)
+
+
+def test_length_gives_like_rows_to_one_client_and_equally_many_to_each():
+    train, test = dealt("length", toy_rows(800), toy_rows(400, seed=1))
+    for rows, least in ((train, 80), (test, 20)):
+        lengths = [[len(rows.texts[row]) for row in found] for found in rows.by_client().values()]
+        for shorter, longer in pairwise(lengths):
+            assert max(shorter) <= min(longer)
+        assert min(map(len, lengths)) >= least
+
+
+def test_time_gives_blocks_of_the_files_order():
+    train, test = dealt("time", toy_rows(83), toy_rows(40, seed=1))
+    assert train.clients == sorted(train.clients)
+    assert test.clients == sorted(test.clients)
+    assert set(sizes(train)) == {10, 11}
+    assert set(sizes(test)) == {5}
+
+
+def test_vocabulary_tells_topics_apart_on_new_rows_too():
+    rng = np.random.default_rng(0)
+    topics = [[f"{topic}{number}" for number in range(9)] for topic in "abcd"]
+
+    def rows(count):
+        of = [int(rng.integers(4)) for _ in range(count)]
+        texts = [" ".join([*rng.choice(topics[topic], 6), "the", "and"]) for topic in of]
+        return Rows(texts, [str(topic) for topic in of], [], "toy", "0" * 64)
+
+    train, test = dealt("vocabulary", rows(300), rows(100), clients=4)
+    for made_rows in (train, test):
+        purity = [
+            np.bincount(np.array(made_rows.labels)[found].astype(int)).max() for found in made_rows.by_client().values()
+        ]
+        assert sum(purity) >= 0.95 * len(made_rows)
+
+
+def test_chinese_is_compared_by_its_characters():
+    texts = ["味道很好", "很好的味道", "送餐太慢", "太慢了送餐"] * 10
+    rows, _ = dealt("vocabulary", Rows(texts, [], [], "toy", "0" * 64), clients=2)
+    assert len({rows.clients[0], rows.clients[1]}) == 1
+    assert len({rows.clients[0], rows.clients[2]}) == 2
+
+
+def spread(rows, labels=("bad", "good")):
+    return Population(rows, rows.take([]), rows, "test", labels).spread()
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(sorted(PARTITIONERS)), clients=st.integers(2, 12), labelled=st.booleans())
+def test_the_picture_of_a_population_counts_every_row_once(name, clients, labelled):
+    rows, _ = dealt(name, toy_rows(60), clients=clients)
+    rows = rows if labelled else replace(rows, labels=[])
+    found = spread(rows, ("bad", "good") if labelled else ())
+    assert [group.rows for group in found.groups] == sorted(sizes(rows), reverse=True)
+    assert [sum(group.labels) for group in found.groups] == [group.rows if labelled else 0 for group in found.groups]
+    total = sum(group.length * group.rows for group in found.groups)
+    assert total == pytest.approx(sum(map(len, rows.texts)))
+    assert found.labels == (["bad", "good"] if labelled else [])
+
+
+def test_very_many_clients_are_drawn_in_groups():
+    rows, _ = dealt("quantity", toy_rows(900), clients=250)
+    groups = spread(rows).groups
+    assert len(groups) == 100
+    assert sum(group.clients for group in groups) == 250
+    assert sum(group.rows for group in groups) == 900
+    means = [group.rows / group.clients for group in groups]
+    assert means == sorted(means, reverse=True)
+
+
+def test_numbers_are_as_long_as_their_steps():
+    found = spread(dealt("length", toy_series(80))[0], ("falls", "rises"))
+    assert found.length_unit == "steps"
+    assert {round(group.length) for group in found.groups} <= set(range(3, 10))
