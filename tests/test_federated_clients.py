@@ -182,7 +182,7 @@ def test_a_round_reads_its_cohort_only(tmp_path, monkeypatch):
     clients = Uniform(0.1, 0).sample(1, LocalCohort(store, local).clients())
     list(LocalCohort(store, local).gather(Instruction(1, weights_of(local.model), 0), clients, ()))
     assert sorted(read) == sorted(clients)
-    assert len(named) == 4
+    assert len(set(named)) == 4
 
 
 def test_prepared_batches_are_kept_as_long_as_the_rows():
