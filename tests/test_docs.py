@@ -6,11 +6,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from helpers import toy_rows, write_csv
+from helpers import toy_config, toy_examples, toy_model, toy_rows, write_csv
 
 from headwater.cli import main
 from headwater.journey import read_journey
 from headwater.records import StageRecord
+from headwater.weights import weights_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,6 +63,19 @@ def test_the_documents_journey_is_one(tmp_path, monkeypatch):
     assert [step.start for step in one_seed.steps if step.name == "shared"] == ["init-200-s1"]
     assert len(one_seed.steps) == 1 + 2 * 2 + 1
     assert tomllib.loads(text)["name"] == journey.name
+
+
+def test_the_federations_example_runs():
+    (python,) = blocks((ROOT / "docs/federated.md").read_text(encoding="utf-8"), "python")
+    names: dict = {}
+    exec(compile(python, "federated.md", "exec"), names)  # noqa: S102 - the document's own example
+    config = toy_config()
+    clients = {name: toy_examples(12, seed=seed) for seed, name in enumerate("abcde")}
+    model = toy_model(config)
+    before = weights_of(model)
+    weights, why = names["scaffold"](model, config.make_task(), clients, lambda _: {"accuracy": 0.5, "loss": 1.0})
+    assert why == "reached the limit of 50 rounds"
+    assert weights.keys() == before.keys()
 
 
 def test_every_document_that_is_linked_is_there():

@@ -62,7 +62,7 @@ class Splits:
         if fitted and not len(self.valid):
             notes.append(f"{TOO_FEW}: --valid and --patience were ignored, the model is that of the last epoch.")
         if not len(self.test):
-            notes.append("Without them and without --test, the model was not measured.")
+            notes.append("Without rows held out and without --test, the model was not measured.")
         return notes
 
 

@@ -21,6 +21,9 @@ _OPTIONAL = {
     "tokenizers": ("bpe", "byte-pair tokens"),
     "pyarrow": ("parquet", "Parquet files"),
     "huggingface_hub": ("hub", "checkpoints on the Hugging Face hub"),
+    "opencc": ("chinese", "traditional and simplified Chinese"),
+    "h5py": ("keras", "Keras's HDF5 files"),
+    "zstandard": ("zstd", "compressed messages in federations"),
 }
 """Packages, each with the extra that brings it and its purpose."""
 _KEPT = "kept by the training commands for the next tensors; elsewhere `headwater.own_process.keep_memory` does it"

@@ -6,7 +6,6 @@ Shapes: N rows, T steps, C channels, S steps of all rows.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +24,10 @@ EVERY_ARRAY = "*"
 """In place of columns: each array of an archive is a recording."""
 SCALE = "__scale"
 """An archive's array NAME is to be multiplied with the number NAME__scale, where there is one."""
+
+
+LARGEST = 1e30
+"""The largest number that a row may hold: the squares of larger ones don't fit, and hardly any quantity has such."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def read_series(path: Path, columns: ValueColumns, *, label: str | None = None, 
 
     Raises:
         DataError: The file or a column can't be used; rows are empty, ragged or of several numbers of channels; a
-            number is missing or not finite; times don't rise.
+            number is missing, not finite or too large; times don't rise.
     """
     names = columns.names
     if path.suffix.lower() == ARCHIVE:
@@ -305,22 +308,22 @@ def _numbers(column: Sequence[str], path: Path, name: str) -> np.ndarray:
                 f"{path}, line of data {line}: the column {name!r} {said} where a number was expected: fill it in or "
                 "leave the line out"
             ) from error
-        if not math.isfinite(number):
+        if not abs(number) <= LARGEST:
             raise DataError(
-                f"{path}, line of data {line}: the column {name!r} holds {text!r}: fill it in with a finite number or "
-                "leave the line out"
+                f"{path}, line of data {line}: the column {name!r} holds {text!r}: fill it in with a finite number, up "
+                f"to {LARGEST:g}, or leave the line out"
             )
         numbers.append(number)
     return np.array(numbers, dtype=np.float64)
 
 
 def _check_finite(values_TC: np.ndarray, where: str) -> None:
-    finite_TC = np.isfinite(values_TC)
-    if not finite_TC.all():
-        step, channel = (int(places[0]) for places in np.nonzero(~finite_TC))
+    usable_TC = np.abs(values_TC) <= LARGEST
+    if not usable_TC.all():
+        step, channel = (int(places[0]) for places in np.nonzero(~usable_TC))
         raise DataError(
-            f"{where}, step {step + 1}, channel {channel + 1}: {values_TC[step, channel]} isn't finite: fill it in or "
-            "leave the row out"
+            f"{where}, step {step + 1}, channel {channel + 1}: {values_TC[step, channel]} isn't a finite number up to "
+            f"{LARGEST:g}: fill it in or leave the row out"
         )
 
 

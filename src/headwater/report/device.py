@@ -7,7 +7,7 @@ from typing import Any
 
 from headwater.records import Latency, StageRecord
 from headwater.report import formatting as fmt
-from headwater.report.collect import accuracy, ancestors
+from headwater.report.collect import accuracy, ancestors, measured
 
 SMALLER = ("compress", "export")
 
@@ -32,9 +32,10 @@ def shrink(record: StageRecord, records: Sequence[StageRecord]) -> float | None:
 
 
 def final_artifact(records: Sequence[StageRecord]) -> StageRecord | None:
-    """Return the last artifact: an export before a compressed model before a checkpoint."""
-    for verbs in (("export",), ("compress",), ()):
-        found = [record for record in records if total(record) and (not verbs or record.verb in verbs)]
+    """Return the last artifact: an export before a compressed model before a checkpoint that was measured."""
+    sized = [record for record in records if total(record)]
+    kinds = ([r for r in sized if r.verb == "export"], [r for r in sized if r.verb == "compress"])
+    for found in (*kinds, [record for record in sized if measured(record)], sized):
         if found:
             return found[-1]
     return None

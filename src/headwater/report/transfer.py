@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,10 @@ from headwater.statistics import GAIN, LOSS, Interval, mean_and_spread, paired_b
 
 METHODS = ("scratch", "features", "init", "finetune", "multitask", "lora", "adapters", "prototypes")
 SCRATCH = "scratch"
-EVERY_RUN_DIFFERS = frozenset({"out", "seed", "resume", "quiet", "device", "threads", "method", "rows"})
+EVERY_RUN_DIFFERS = frozenset(
+    {"out", "seed", "resume", "quiet", "device", "threads", "method", "rows", "control", "control_seeds"}
+)
+"""Options that don't say what was trained, and those that the groups go by."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,31 @@ def rows_of(record: StageRecord) -> int:
 
 def groups_of(records: Iterable[StageRecord]) -> list[Group]:
     """Group transfer runs by rows and method, and by the options that differ where seeds occur twice."""
-    buckets: dict[tuple[int, str, str], list[StageRecord]] = {}
+    buckets: dict[tuple[int, str, str, str], list[StageRecord]] = {}
     for record in with_verb(records, "transfer"):
         if accuracy(record) is not None:
             method = str(record.config.get("method") or record.method or "transfer")
-            buckets.setdefault((rows_of(record), method, record.test_fingerprint), []).append(record)
-    groups = [group for (rows, method, _), runs in buckets.items() for group in split(rows, method, runs)]
+            buckets.setdefault((rows_of(record), method, record.test_fingerprint, shape_of(record)), []).append(record)
+    groups = [group for (rows, method, *_), runs in buckets.items() for group in split(rows, method, runs)]
+    groups = _with_shapes(groups)
     order = {method: index for index, method in enumerate(METHODS)}
     return sorted(groups, key=lambda g: (g.rows or float("inf"), order.get(g.method, len(order)), g.method, g.variant))
+
+
+def shape_of(record: StageRecord) -> str:
+    """Return what the network of a run is like: runs of unlike networks are no seeds of each other."""
+    model = record.model
+    directions = "two directions" if model.get("bidirectional") else "one direction"
+    return f"{model.get('layers')} x {model.get('hidden_size')} units, {directions}, {model.get('cell')}"
+
+
+def _with_shapes(groups: Sequence[Group]) -> list[Group]:
+    """Return the groups, those of networks of several shapes named by theirs."""
+    shapes = {shape_of(run) for group in groups for run in group.runs}
+    if len(shapes) < 2:
+        return list(groups)
+    named = [[group.variant, shape_of(group.runs[0])] for group in groups]
+    return [replace(group, variant="; ".join(filter(None, name))) for group, name in zip(groups, named, strict=True)]
 
 
 def split(rows: int, method: str, runs: Sequence[StageRecord]) -> list[Group]:
@@ -78,6 +98,8 @@ def split(rows: int, method: str, runs: Sequence[StageRecord]) -> list[Group]:
         return [Group(rows, method, "", tuple(runs))]
     keys = sorted({key for run in runs for key in run.config} - EVERY_RUN_DIFFERS)
     differing = [key for key in keys if len({plain(run.config.get(key)) for run in runs}) > 1]
+    if not differing:  # the same run, made more than once
+        return [Group(rows, method, "", tuple({run.seed: run for run in runs}.values()))]
     variants: dict[str, list[StageRecord]] = {}
     for run in runs:
         name = ", ".join(f"{key} = {plain(run.config.get(key))}" for key in differing)
@@ -112,12 +134,12 @@ def pairs_of(group: Group, groups: Sequence[Group]) -> list[tuple[StageRecord, S
     """Pair each run with the scratch run of the same rows, seed, test rows and, if there are any, variant."""
     scratch = [other for other in groups if other.method == SCRATCH and other.rows == group.rows]
     matching = [other for other in scratch if other.variant == group.variant] or scratch
-    by_key: dict[tuple[int, str, int], list[StageRecord]] = {}
+    by_key: dict[tuple[int, str, int, str], list[StageRecord]] = {}
     for run in (run for other in matching for run in other.runs):
-        by_key.setdefault((run.seed, run.test_fingerprint, len(run.correct)), []).append(run)
+        by_key.setdefault((run.seed, run.test_fingerprint, len(run.correct), shape_of(run)), []).append(run)
     pairs = []
     for run in group.runs:
-        found = by_key.get((run.seed, run.test_fingerprint, len(run.correct)), [])
+        found = by_key.get((run.seed, run.test_fingerprint, len(run.correct), shape_of(run)), [])
         if run.correct and run.test_fingerprint and len(found) == 1:
             pairs.append((run, found[0]))
     return pairs
