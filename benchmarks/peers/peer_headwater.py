@@ -1,6 +1,7 @@
 """Headwater: two processes; its own cells, client update, wire, aggregator and server optimizer.
 
-The variant ``bfloat16`` multiplies in that type, with weights and sums in float32; ``torch`` does without the kernels.
+The variant ``bfloat16`` multiplies in that type, with weights and sums in float32; ``torch`` does without the kernels;
+``flags`` has on what people use: int8 updates, clipped steps, and the model measured after every round.
 """
 
 from typing import Any, ClassVar
@@ -15,6 +16,8 @@ from headwater.data.examples import Examples
 from headwater.federated.aggregators import WeightedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining
+from headwater.federated.codecs.quantization import Int8
+from headwater.federated.codecs.transforms import EncodeUpdates
 from headwater.federated.protocols import FederatedAlgorithm
 from headwater.federated.sampling import Uniform
 from headwater.federated.server_optimizers import ServerSGD
@@ -98,7 +101,7 @@ def our_names(w: Workload) -> dict[str, str]:
 
 
 def main() -> None:
-    run = Run(__doc__, ("float32", "bfloat16", "torch"))
+    run = Run(__doc__, ("float32", "bfloat16", "torch", "flags"))
     torch.set_num_threads(1)
     w = run.workload
     model, task = build(w)
@@ -109,15 +112,22 @@ def main() -> None:
         batch_size=w.batch,
         lr=w.lr,
         shuffle=False,
+        clip=1.0 if run.variant == "flags" else 0.0,
         precision="bfloat16" if run.variant == "bfloat16" else "float32",
     )
     algorithm = FederatedAlgorithm(
         client_update=client_update,
+        transforms=[EncodeUpdates([Int8()])] if run.variant == "flags" else [],
         aggregator=WeightedMean(),
         server_optimizer=ServerSGD(),
         sampler=Uniform(share=1.0, seed=w.seed),
     )
     data = {f"{number:03}": examples_of(w, rows) for number, rows in enumerate(all_clients(w))}
+
+    def evaluate(weights):
+        load_weights(model, weights)
+        return task.count(model, data["000"], 256).figures()
+
     kernels = native.OFF if run.variant == "torch" else native.level()
     with native.using(kernels), LocalCohort(data, client_update, processes=2) as cohort:
         run.mark()
@@ -126,7 +136,7 @@ def main() -> None:
             cohort,
             FederationState(weights_of(model)),
             Stopping(rounds=run.total_rounds, keep_best=False),
-            evaluate=lambda _: {},
+            evaluate=evaluate if run.variant == "flags" else lambda _: {},
             seed=w.seed,
             after_round=lambda _: run.mark(),
         )
