@@ -68,7 +68,7 @@ unpack_instruction, update_size = WIRE.unpack_instruction, WIRE.update_size
 
 
 def unpack_update(message, *, client, instruction):
-    update = WIRE.unpack_update(message, client=client, instruction=instruction)
+    update = WIRE.unpack_update(message, client=client, instruction=instruction, like=instruction.weights)
     return received(update, instruction, (), instruction.weights)
 
 
@@ -305,8 +305,9 @@ class Deployed:
             self.bytes_up += len(inbox[client])
         self.replies = Replies()
         for client in sorted(inbox):
-            answer = WIRE.unpack_update(inbox[client], client=client, instruction=instruction)
-            answer = received(answer, instruction, transforms, expected(instruction.weights, transforms))
+            like = expected(instruction.weights, transforms)
+            answer = WIRE.unpack_update(inbox[client], client=client, instruction=instruction, like=like)
+            answer = received(answer, instruction, transforms, like)
             self.replies.metrics[client] = answer.metrics
             yield answer
 

@@ -279,7 +279,7 @@ def test_the_bytes_counted_are_those_of_the_message_and_it_comes_out_of_them(nam
     update = update_of(transform)
     message = wire.pack_update(update)
     assert wire.update_size(update) == len(message)
-    got = wire.unpack_update(message, client="ann", instruction=ORDER)
+    got = wire.unpack_update(message, client="ann", instruction=ORDER, like=ORDER.weights)
     got = received(got, ORDER, [transform], LIKE)
     assert same_bits(got.delta, transform.on_receive(update, ORDER).delta)
     assert {name: value.shape for name, value in got.delta.items()} == {n: v.shape for n, v in LIKE.items()}

@@ -7,10 +7,11 @@ import torch
 from helpers import same_bits, toy_config, toy_examples, toy_model
 
 from headwater.errors import ConfigError
-from headwater.federated import METHODS
+from headwater.federated import AGGREGATORS, METHODS
 from headwater.federated.aggregators import Mean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining
+from headwater.federated.clip_and_noise import ClipAndNoise
 from headwater.federated.methods.feddyn import FedDyn
 from headwater.federated.methods.fednova import FedNova
 from headwater.federated.methods.fedprox import FedProx
@@ -22,8 +23,10 @@ from headwater.federated.sampling import Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.states import ClientStates
+from headwater.federated.verb import federate
 from headwater.metrics import ClassificationCounts
 from headwater.model import DropoutOptions
+from headwater.records import StageRecord
 from headwater.registry import made
 from headwater.tasks.classification import class_probabilities
 from headwater.weights import add_scaled, l2_norm, load_weights, weights_of
@@ -295,3 +298,111 @@ def test_an_option_without_its_method_is_said_to_have_no_effect():
         in FederateOptions.parse({"data": "x", "out": "y", "prox": 0.5}).notes()
     )
     assert not FederateOptions.parse({"data": "x", "out": "y", "prox": 0.5, "method": "fedprox"}).notes()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"method": "scaffold"}, "--aggregator mean"),
+        ({"method": "feddyn", "server_momentum": 0.0}, "--aggregator mean"),
+        ({"method": "feddyn", "aggregator": "mean"}, "--server-momentum 0"),
+        ({"method": ["fedprox", "fednova"]}, "take one of them"),
+        ({"method": "scaffold", "aggregator": "mean", "min_replies": 2}, "leave --min-replies at 1"),
+        ({"sampler": "weighted"}, "--aggregator mean"),
+        ({"used_rows": True, "client_optimizer": "adamw"}, "adamw changes"),
+        ({"used_rows": True, "codec": "rotation"}, "rotation changes"),
+        ({"personal": "ifca", "codec": "int8"}, "leave --codec out"),
+        ({"personal": "fedper", "aggregator": "validation"}, "no whole model"),
+        ({"personal": "pfedme", "pull": 0.0}, "--pull above 0"),
+        ({"codec": ["top_k", "sparse_rows"]}, "put sparse_rows first"),
+        ({"epsilon": 1.0, "aggregator": "mean", "min_replies": 2}, "leave them out"),
+    ],
+)
+def test_what_would_give_wrong_results_is_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        FederateOptions.parse({"data": "x", "out": "y"} | given)
+
+
+def test_fednova_leaves_what_other_methods_send_as_it_is():
+    scaffold, nova = Scaffold(POPULATION), FedNova()
+    order = scaffold.on_instruct(Instruction(1, start(), 0))
+    alone = training(scaffold)(order, Client("c", toy_examples(24)))
+    both = training(scaffold, nova)(order, Client("c", toy_examples(24)))
+    aggregate = nova.on_aggregate(both.delta, order, 1)
+    assert aggregate.keys() == alone.delta.keys()
+    for name, value in alone.delta.items():
+        torch.testing.assert_close(aggregate[name], value)
+
+
+def test_a_client_that_diverges_goes_on_from_what_it_kept_before(tmp_path):
+    method = Scaffold(POPULATION)
+    local = training(method, lr=1e30, clip=0.0)
+    order = method.on_instruct(Instruction(1, start(), 0))
+    with LocalCohort({"c": toy_examples(24)}, local, states=tmp_path) as cohort:
+        assert list(cohort.gather(order, ["c"], [method])) == []
+        assert "lower --client-lr" in cohort.replies.refused["c"]
+        local.lr = 0.1
+        (update,) = cohort.gather(replace(order, round=2), ["c"], [method])
+    assert all(bool(value.isfinite().all()) for value in update.delta.values())
+
+
+class Hostile(LocalTraining):
+    """A client that sends what it likes."""
+
+    def __init__(self, honest, change):
+        self.honest, self.change = honest, change
+
+    def __call__(self, instruction, client):
+        return self.change(self.honest(instruction, client))
+
+
+HOSTILE = {
+    "numbers whose squares overflow": lambda u: replace(
+        u, delta={name: torch.full((2,), 1e154, dtype=torch.float64) for name in u.delta}
+    ),
+    "shapes that would be broadcast": lambda u: replace(
+        u, delta={name: torch.zeros(2000, *(1,) * value.dim()) for name, value in u.delta.items()}
+    ),
+    "figures that are no numbers": lambda u: replace(u, metrics={"loss": "high"}),
+    "figures that are no finite numbers": lambda u: replace(u, metrics={"loss": float("nan")}),
+}
+
+
+@pytest.mark.parametrize("what", sorted(HOSTILE))
+@pytest.mark.parametrize("aggregator", ["norm_bound", "mean", "median"])
+@pytest.mark.parametrize("private", [False, True])
+def test_a_hostile_client_is_refused_and_ends_nothing(what, aggregator, private):
+    local = training()
+    clients = population()
+
+    class Mixed:
+        def __call__(self, instruction, client):
+            train = Hostile(local, HOSTILE[what]) if client.name == "c1" else local
+            return train(instruction, client)
+
+    clip = [ClipAndNoise(1.0, 0.1, 5.0, 0)] if private else []
+    algorithm = FederatedAlgorithm(
+        client_update=Mixed(),
+        transforms=clip,
+        aggregator=made("headwater.aggregators", AGGREGATORS, aggregator, Settings()),
+        server_optimizer=ServerSGD(),
+        sampler=Uniform(1.0, 7),
+    )
+    state = FederationState(start())
+    with LocalCohort(clients, Mixed()) as cohort:
+        run_rounds(algorithm, cohort, state, Stopping(1, keep_best=False), measuring(), seed=7)
+    assert list(state.records[0].failed) == ["c1"]
+
+
+@pytest.mark.parametrize("codec", ["int8", "top_k"])
+def test_used_rows_go_through_codecs(codec, data, source, tmp_path):
+    given = {"data": str(data / "train.csv"), "test": str(data / "test.csv"), "client": "client", "quiet": True}
+    given |= {"rounds": 2, "valid": 0.3, "controls": False, "device": "cpu", "used_rows": True, "codec": codec}
+    federate(source, FederateOptions(out=tmp_path / "f", **given))
+    assert [row.failed for row in StageRecord.load(tmp_path / "f").rounds] == [{}, {}]
+
+
+def test_more_replies_than_can_come_are_refused(data, source, tmp_path):
+    given = {"data": str(data / "train.csv"), "client": "client", "quiet": True, "valid": 0.3, "cohort": 3}
+    with pytest.raises(ConfigError, match="min_replies = 4: a step is made of 3 answers at most"):
+        federate(source, FederateOptions(out=tmp_path / "f", min_replies=4, **given))

@@ -26,7 +26,8 @@ def partitioner(name, /, **options):
 
 
 def dealt(name, train, test=None, /, *, seed=0, **options):
-    return deal(partitioner(name, **options), train, test, np.random.default_rng(seed))
+    dealt = deal(partitioner(name, **options), train, [test] if test else [], np.random.default_rng(seed))
+    return dealt[0], dealt[1] if test else None
 
 
 def shares(rows, what):

@@ -225,7 +225,7 @@ def test_a_pre_training_over_streams_is_measured_beside_the_unigrams(tmp_path):
     )
     given = TINY | {"data": train, "test": test, "task": "language_modeling", "bidirectional": False, "epochs": 4}
     made = pretrain(PretrainOptions(**given, bptt=12, ar=2.0, batch_size=8, out=tmp_path / "lm"))
-    assert made.config.task == {"name": "language_modeling", "bptt": 12, "ar": 2.0, "tar": 0.0}
+    assert made.config.task == {"name": "language_modeling", "tied": True, "bptt": 12, "ar": 2.0, "tar": 0.0}
     record = StageRecord.load(tmp_path / "lm")
     figures, trivial = record.metrics["test"], record.baselines["unigram"]
     assert figures["n"] == trivial["n"]

@@ -74,6 +74,8 @@ class ScoreCounts:
     def of(cls, probabilities_NK: np.ndarray, targets_N: np.ndarray) -> ScoreCounts:
         """Count rows of class probabilities against the true labels' numbers."""
         classes = probabilities_NK.shape[1]
+        # Of a model that has diverged the loss speaks.
+        probabilities_NK = np.nan_to_num(probabilities_NK, posinf=1.0, neginf=0.0)
         p_NK = np.clip(probabilities_NK.astype(np.float64), 1e-12, 1 - 1e-12)
         log_odds_NK = np.clip(np.log(p_NK) - np.log1p(-p_NK), -_LARGEST, _LARGEST)
         bins_NK = np.minimum((log_odds_NK + _LARGEST) * (_SCORES / (2 * _LARGEST)), _SCORES - 1).astype(np.int64)

@@ -186,14 +186,17 @@ def _publish(out: Path, partial: Path, record: StageRecord, outcome: Outcome) ->
         if outcome.artifact_of:
             replace(outcome.artifact_of, lineage=outcome.artifact_of.lineage.then(entry)).save_papers(partial)
         seal(partial)
-    # Only now: whoever is killed, or finds the disk full, before this line can still resume.
-    for leftover in partial.glob(".*"):
-        if leftover.name != _RUN_FILE:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     if out.exists():
         out.rmdir()
     partial.replace(out)
-    (out / _RUN_FILE).unlink()
+    # Only now: whoever is killed, or finds the disk full, before this line can still resume, from a whole state.
+    _tidy(out)
+
+
+def _tidy(out: Path) -> None:
+    """Remove what only a run that goes on needs."""
+    for leftover in out.glob(".*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def finished(options: RunOptions) -> StageRecord | None:
@@ -212,6 +215,7 @@ def finished(options: RunOptions) -> StageRecord | None:
     if not (out / STAGE_FILE).exists():
         raise OutputError(f"{out} holds something else: choose a new or empty folder for --out")
     record = StageRecord.load(out)
+    _tidy(out)  # of a run that was killed when it was finished
     if not options.resume:
         raise OutputError(f"{out} already holds the result of a {record.verb!r}: choose another --out, or delete it")
     return record

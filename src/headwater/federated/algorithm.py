@@ -33,7 +33,8 @@ class Stopping:
         target: As soon as the held-out accuracy reaches this; 0 for never.
         patience: After this many rounds without a better held-out accuracy; 0 for never.
         keep_best: End with the weights of the best round, not of the last.
-        min_replies: Of fewer updates a round makes nothing: the weights stay, and what failed is recorded.
+        min_replies: Of fewer updates a round makes nothing: the weights stay, and what failed is recorded. With 0 the
+            server always steps.
         evaluate_every: Rounds from one measurement to the next; the last is always measured, and target, patience and
             the best round go by those that are.
     """
@@ -184,7 +185,7 @@ def run_rounds(
         down, up = cohort.bytes_down, cohort.bytes_up
         step = pace.step(algorithm, cohort, instruction)
         _check(step.replies, instruction.round)
-        if len(step.replies.metrics) >= stopping.min_replies or not step.asked:
+        if len(step.replies.metrics) >= stopping.min_replies:
             _take(algorithm, state, step)
         state.method, state.pace = algorithm.state(), pace.state()
         metrics = _measured(evaluate, state, stopping)
@@ -235,8 +236,7 @@ def _aggregate(
     algorithm: FederatedAlgorithm, cohort: Cohort, instruction: Instruction, clients: Sequence[ClientId]
 ) -> Weights:
     aggregator = algorithm.aggregator
-    one_by_one = "__call__" in vars(type(aggregator))  # a class that overrides the call itself wants the updates
-    if isinstance(aggregator, Average) and not one_by_one and isinstance(cohort, AveragingCohort):
+    if isinstance(aggregator, Average) and not aggregator.one_by_one and isinstance(cohort, AveragingCohort):
         return cohort.average(instruction, clients, algorithm.transforms, aggregator)
     like = expected(instruction.weights, algorithm.transforms)
     return algorithm.aggregator(cohort.gather(instruction, clients, algorithm.transforms), like)

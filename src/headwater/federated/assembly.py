@@ -117,7 +117,8 @@ class Assembly:
         self.rows_C = np.array([rows[client] for client in sorted(rows)])
         self._world = self._make_world()
         self._methods: list[Any] = [
-            made("headwater.local_methods", METHODS, name, options, population=len(rows)) for name in options.method
+            made("headwater.local_methods", METHODS, name, options, population=len(rows))
+            for name in sorted(options.method, key=lambda name: name == "fednova")
         ]
         self.local = LocalTraining(
             model,
@@ -191,7 +192,7 @@ class Assembly:
         )
         return FederatedAlgorithm(
             client_update=self._client_update(),
-            transforms=self._encoded([*self._used_rows(), *self._transforms()]),
+            transforms=[*self._used_rows(), *self._encoded(self._transforms())],
             aggregator=made("headwater.aggregators", AGGREGATORS, options.aggregator, options, accuracy=accuracy),
             server_optimizer=self._server(),
             sampler=sampler,
@@ -269,6 +270,12 @@ class Assembly:
         for name, most in (("cohort", options.cohort), ("buffer", options.buffer)):
             if most > len(self.rows_C):
                 raise ConfigError(f"{name} = {most}: there are {len(self.rows_C)} clients, so take no more than that")
+
+        asked = options.buffer or wanted(options.participation, options.cohort, len(self.rows_C))
+        if options.min_replies > asked and options.sampler != "poisson":
+            raise ConfigError(
+                f"min_replies = {options.min_replies}: a step is made of {asked} answers at most: lower it"
+            )
 
         def load(client: ClientId) -> float:
             return 1.0 if options.local_steps else self._rows[client] / median

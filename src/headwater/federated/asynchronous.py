@@ -131,6 +131,7 @@ class Buffered(Pace):
         for version, sent in self._versions.items():
             state |= {f"{version}/weights/{name}": value for name, value in sent.weights.items()}
             state |= {f"{version}/extra/{name}": value for name, value in sent.extra.items()}
+            state |= {f"{version}/encoded/{name}": value for name, value in sent.encoded.items()}
             state[f"{version}/seed"] = torch.tensor(sent.seed)
         return state
 
@@ -144,7 +145,11 @@ class Buffered(Pace):
         for version in {flight.version for flight in self._flights}:
             sent = part(state, f"{version}/")
             self._versions[version] = Instruction(
-                version, part(sent, "weights/"), int(sent["seed"]), part(sent, "extra/")
+                version,
+                part(sent, "weights/"),
+                int(sent["seed"]),
+                part(sent, "extra/"),
+                part(sent, "encoded/"),
             )
 
     def _landings(self, clients: Sequence[ClientId], round_number: int) -> list[Flight]:

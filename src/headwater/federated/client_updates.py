@@ -147,7 +147,13 @@ class LocalTraining:
         total = 0.0
         with precision(self.precision, self.device):
             if own and self.own_epochs:
-                self._descend(own, local, batches, range(self.own_epochs * batches.steps_per_epoch), ())
+                self._descend(
+                    own,
+                    local,
+                    batches,
+                    range(max(1, math.ceil(client.work * self.own_epochs * batches.steps_per_epoch))),
+                    (),
+                )
                 total = self._descend(shared, local, batches, range(steps), self.methods)
             else:
                 total = self._descend(shared | own, local, batches, range(steps), self.methods)

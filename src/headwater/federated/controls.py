@@ -78,6 +78,7 @@ def measure_alone(
     learning = [client for client in test if client in clients]
 
     def trained() -> Iterator[tuple[ClientId, SequenceModel]]:
+        # Whoever diverges alone is left out, and so keeps the start's answer.
         with LocalCohort(clients, alone, processes=processes) as cohort:
             for update in cohort.gather(Instruction(1, start, seed), learning, ()):
                 load_weights(alone.model, add_scaled(start, update.delta))

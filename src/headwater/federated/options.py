@@ -123,6 +123,8 @@ class FederateOptions(
     def _methods_fit(self) -> FederateOptions:
         if len(set(self.method)) < len(self.method):
             raise ValueError(f"method names one twice: {', '.join(self.method)}")
+        if {"fedprox", "fednova"} <= set(self.method):
+            raise ValueError("fednova counts plain steps, and those of fedprox are none: take one of them")
         for method in ("scaffold", "fednova"):
             if method in self.method and self.client_optimizer != "sgd":
                 raise ValueError(f"{method} counts steps of plain gradient descent: use --client-optimizer sgd")
@@ -136,12 +138,25 @@ class FederateOptions(
         return self
 
     @model_validator(mode="after")
+    def _servers_halves_fit(self) -> FederateOptions:
+        for method in ("scaffold", "feddyn"):
+            if method in self.method and self.aggregator in ("weighted", "validation"):
+                raise ValueError(f"{method}'s server takes the clients for equal: use --aggregator mean")
+            if method in self.method and self.min_replies > 1:
+                raise ValueError(f"{method}'s clients and server must move together: leave --min-replies at 1")
+        if "feddyn" in self.method and (self.server_optimizer != "sgd" or self.server_momentum):
+            raise ValueError("feddyn's step on the server is exact: use --server-optimizer sgd --server-momentum 0")
+        return self
+
+    @model_validator(mode="after")
     def _paces_fit(self) -> FederateOptions:
-        if self.epsilon and (self.buffer or self.over_select):
+        if self.epsilon and (self.buffer or self.over_select or self.min_replies > 1):
             raise ValueError(
-                "with epsilon, who takes part must not depend on the other clients, as it does with --buffer and "
-                "--over-select: leave both at 0"
+                "with epsilon, what the server does must not depend on how many answer, as it does with --buffer, "
+                "--over-select and --min-replies: leave them out"
             )
+        if self.sampler == "weighted" and self.aggregator == "weighted":
+            raise ValueError("sampler and aggregator would both count a client by its rows: use --aggregator mean")
         if self.buffer and self.sampler == "poisson":
             raise ValueError("poisson draws for rounds, and with --buffer there are none: use another --sampler")
         for method in ("scaffold", "feddyn"):
@@ -161,6 +176,12 @@ class FederateOptions(
             raise ValueError("fednova sends no weights that could be measured: use another aggregator than validation")
         if self.used_rows and self.aggregator not in AVERAGES:
             raise ValueError(f"used_rows takes rows out of an average: use --aggregator {' or '.join(AVERAGES)}")
+        given = {*self.method, *self.codec, self.client_optimizer}
+        moving = sorted(given & {"scaffold", "feddyn", "sign", "rotation", "adamw"})
+        if self.used_rows and moving:
+            raise ValueError(
+                f"used_rows goes by the rows that have changed, and {moving[0]} changes those of unused tokens"
+            )
         if self.used_rows and self.epsilon:
             raise ValueError(
                 "with epsilon, one client's pull on the aggregate must be bounded, and used_rows doesn't bound that of "
@@ -177,6 +198,16 @@ class FederateOptions(
             raise ValueError(f"{name} takes steps of plain gradient descent: use --client-optimizer sgd")
         if self.bptt and name in ("apfl", "pfedme", "perfedavg"):
             raise ValueError(f"{name} takes several steps on the same rows, and streams have none: leave --bptt at 0")
+        if name in ("fedper", "fedrep", "ifca") and self.aggregator == "validation":
+            raise ValueError(
+                f"with {name} a client sends no whole model that could be measured: use another aggregator"
+            )
+        if name == "ifca" and self.codec:
+            raise ValueError("ifca's clients send one model of several, and codecs expect all: leave --codec out")
+        if name == "pfedme" and not self.pull:
+            raise ValueError(
+                "pfedme's shared model moves by pull times its distance to a client's own: give --pull above 0"
+            )
         if name == "ifca" and self.epsilon:
             raise ValueError("with epsilon, which model a client chooses would leak: ifca was not made for that")
         if name == "ifca" and self.aggregator not in ("mean", "weighted"):

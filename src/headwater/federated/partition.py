@@ -43,10 +43,8 @@ class Partitioner(Protocol):
         """
 
 
-def deal(
-    partitioner: Partitioner, train: Rows, test: Rows | None, rng: np.random.Generator
-) -> tuple[Rows, Rows | None]:
-    """Return the rows, each with its client: ``client-000``, ...; every client has a training row.
+def deal(partitioner: Partitioner, train: Rows, others: Sequence[Rows], rng: np.random.Generator) -> list[Rows]:
+    """Return the training rows and others, each with its client: ``client-000``, ...; every client has a training row.
 
     Raises:
         ConfigError: There are fewer training rows than clients, or they lack what the partitioner goes by.
@@ -59,7 +57,13 @@ def deal(
     names = [f"client-{number:0{len(str(clients - 1))}d}" for number in range(clients)]
     train_N = _with_rows(rule(train, rng), clients)
     dealt = replace(train, clients=[names[number] for number in train_N])
-    return dealt, replace(test, clients=[names[number] for number in rule(test, rng)]) if test else None
+    return [
+        dealt,
+        *(
+            replace(rows, clients=[names[number] for number in rule(rows, rng)]) if len(rows) else rows
+            for rows in others
+        ),
+    ]
 
 
 def _with_rows(clients_N: np.ndarray, clients: int) -> np.ndarray:

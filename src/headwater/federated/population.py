@@ -138,15 +138,17 @@ def read_population(
     found = label_set(rows) if labelled else ()
     rows = choose(rows, options.rows, seed)
     test = read(options.test) if options.test else None
-    if options.client is None:
-        partitioner = made("headwater.partitioners", PARTITIONERS, options.partition, options)
-        rows, test = deal(partitioner, rows, test, np.random.default_rng([seed, 0x0DEA]))
-    if len(set(rows.clients)) < 2:
+    if options.client is not None and len(set(rows.clients)) < 2:
         raise DataError(
             f"{options.data}: the column {options.client!r} holds one client only, {rows.clients[0]!r}; "
             "a federation needs at least two"
         )
     train, valid = hold_out(rows, options.valid, seed)
+    if options.client is None:
+        partitioner = made("headwater.partitioners", PARTITIONERS, options.partition, options)
+        parts = [valid, *([test] if test else [])]
+        train, valid, *dealt = deal(partitioner, train, parts, np.random.default_rng([seed, 0x0DEA]))
+        test = dealt[0] if dealt else None
     if not len(valid) and not test:
         raise ConfigError(
             f"{options.data} has {len(rows)} rows, too few to hold any out: raise --valid, or give --test"

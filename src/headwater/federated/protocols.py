@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from headwater.data.examples import Examples
 from headwater.weights import Weights, part
@@ -80,6 +80,10 @@ class UpdateTransform(Protocol):
     What it keeps on the server goes through `state` and `restore`; what it keeps on a client, into `Client.state`.
     """
 
+    decodes: ClassVar[bool] = False
+    """Whether `on_receive` takes in tensors of names, types and shapes of its own, which it must check itself; others
+    are given those of `expected`, or some of them."""
+
     def on_instruct(self, instruction: Instruction) -> Instruction:
         """Change the instruction before the server sends it, once a round."""
         return instruction
@@ -138,6 +142,10 @@ class Aggregator(Protocol):
 @runtime_checkable
 class Average(Protocol):
     """An aggregator that is a weighted sum of the updates, made of lanes (see `aggregators`)."""
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether it wants the updates themselves, for what it does with them beside adding them up."""
 
     def weight(self, update: Update) -> float:
         """Return what an update counts."""

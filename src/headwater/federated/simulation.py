@@ -161,7 +161,7 @@ class LocalCohort:
         for client, message in zip(plan.work, self._messages(instruction, plan, transforms), strict=True):
             self.bytes_up += len(message)
             try:
-                update = self._wire.unpack_update(message, client=client, instruction=instruction)
+                update = self._wire.unpack_update(message, client=client, instruction=instruction, like=like)
                 with one_thread():
                     update = received(update, instruction, transforms, like)
             except FederationError as error:
@@ -269,7 +269,9 @@ class LocalCohort:
             update = self._client_update(instruction, client)
             for transform in transforms:
                 update = transform.on_client(update, instruction, client)
-        if client.state.keys() != kept.keys() or any(client.state[key] is not kept[key] for key in kept):
+        changed = client.state.keys() != kept.keys() or any(client.state[key] is not kept[key] for key in kept)
+        # A client that has diverged goes on from what it kept before: its update won't be taken in either.
+        if changed and all(bool(value.isfinite().all()) for value in client.state.values()):
             self._states.write(name, instruction.round, client.state)
         return update
 

@@ -31,7 +31,10 @@ from headwater.tasks import task_class
 from headwater.weights import Weights, load_weights
 from headwater.workers import one_thread
 
-_SIMULATED = "A simulation: the noise comes from the seed, and the figures of each round are not noised."
+_SIMULATED = (
+    "A simulation: the noise comes from the seed, and the figures of each round, the clients' training losses among "
+    "them, are not noised."
+)
 _OWN = "The clients' own models beside the shared one:"
 _ALIKE = "No client's own model differs from the shared one: the checkpoint holds that alone."
 _AT_HOME = (
@@ -90,6 +93,8 @@ class _Federation:
             )
         self.checkpoint = begun(source, options, self.population.labels)
         self.model = self.checkpoint.model().to(workspace.device)
+        if options.store and ranks:
+            raise ConfigError("store: with torchrun every process would write the file: leave it out")
         store = workspace.folder / ".clients.arrow" if options.store else None
         self.examples = self.population.examples(self.checkpoint.featurizer, store)
         self.valid = self._measure(self.population.valid) if len(self.population.valid) else None
@@ -192,7 +197,8 @@ class _Federation:
             options.target,
             options.patience,
             keep_best=keep_best,
-            min_replies=options.min_replies,
+            # With privacy whether the server steps must not tell how many have answered.
+            min_replies=0 if options.epsilon else options.min_replies,
             evaluate_every=options.evaluate_every,
         )
 
@@ -219,8 +225,9 @@ class _Federation:
         return self.pieces.private_algorithm(noise), privacy
 
     def accuracy(self, weights: Weights) -> float:
-        """Return the held-out accuracy of shared weights."""
-        return self.evaluate(weights)["accuracy"]
+        """Return the held-out accuracy of shared weights; what clients keep has no say in it."""
+        load_weights(self.model, self.shared(weights))
+        return self.held_out()["accuracy"]
 
     def evaluate(self, weights: Weights) -> Metrics:
         """Return the held-out figures of shared weights: with a method for it, of the clients' own models."""
@@ -298,7 +305,7 @@ class _Federation:
         if self.options.task == "classification" and self.checkpoint.labels != self.source.labels:
             notes.append("The clients' rows have other labels than the model had: its head was drawn anew.")
         if isinstance(algorithm.aggregator, Guarded):
-            asked = len(algorithm.sampler.sample(1, sorted(self.examples)))
+            asked = self.options.buffer or len(algorithm.sampler.sample(1, sorted(self.examples)))
             hostile = algorithm.aggregator.taken(asked)
             notes.append(f"{self.options.aggregator} takes {hostile} of a round's {asked} clients for hostile.")
         if attackers:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,7 @@ from headwater.weights import Weights
 MOST_ROWS = 10**9
 """More rows than any client has: a larger number is a mistake or an attempt to own the weighted mean."""
 _ROOM = 1 << 20
-"""Bytes that a message may have beyond twice those of the shared weights."""
+"""Bytes that a message may have beyond twice those of what is aggregated."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,19 @@ class Wire:
         """Return the bytes of an update."""
         return self._squeezed(_pack(update.delta, _facts(update)))
 
-    def unpack_update(self, message: bytes, *, client: str, instruction: Instruction) -> Update:
+    def unpack_update(self, message: bytes, *, client: str, instruction: Instruction, like: Weights) -> Update:
         """Return the update of a message, which is still to be received (see `received`).
+
+        Args:
+            message: Of a peer.
+            client: Who is to have sent it.
+            instruction: That it answers.
+            like: What updates are aggregated as: a message is not much larger than these tensors.
 
         Raises:
             FederationError: It isn't an update by this client.
         """
-        most = 2 * sum(value.numel() * value.element_size() for value in instruction.weights.values()) + _ROOM
+        most = 2 * sum(value.numel() * value.element_size() for value in like.values()) + _ROOM
         try:
             delta, facts = _unpack(self._opened(message, most))
             update = Update(str(facts["client"]), delta, int(facts["rows"]), dict(facts["metrics"]))
@@ -117,19 +123,36 @@ def received(update: Update, instruction: Instruction, transforms: Sequence[Upda
     Raises:
         FederationError: It isn't an update to these weights by this client.
     """
-    client = update.client
+    client, decoded = update.client, False
+    shapes = {name: (value.dtype, value.shape) for name, value in like.items()}
     try:
         for transform in reversed(transforms):
+            if not (decoded or transform.decodes):
+                _check_known(update, shapes)
+                decoded = True
             update = transform.on_receive(update, instruction)
-    except (ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:  # a peer may send any tensors
+    except (ValueError, KeyError, TypeError, RuntimeError, IndexError, ArithmeticError) as error:  # a peer's tensors
         raise _refused(f"its update can't be decoded: {error}", client, instruction) from error
     given = {name: (value.dtype, value.shape) for name, value in update.delta.items()}
-    if given != {name: (value.dtype, value.shape) for name, value in like.items()}:
+    if given != shapes:
         raise _refused("not an update of the shared weights' names, types and shapes", client, instruction)
     # A sum is finite only if all of it is, and is had at a fraction of the time; if it isn't, it may have overflowed.
     if not all(math.isfinite(value.sum()) or bool(value.isfinite().all()) for value in update.delta.values()):
         raise _refused("its training diverged, its update isn't finite: lower --client-lr", client, instruction)
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in update.metrics.values()):
+        raise _refused("its figures aren't finite numbers: lower --client-lr", client, instruction)
     return update
+
+
+def _check_known(update: Update, shapes: Mapping[str, tuple[torch.dtype, torch.Size]]) -> None:
+    """Refuse tensors that a transform can't be given; what is missing may still be added by one.
+
+    Raises:
+        ValueError: There are some.
+    """
+    for name, value in update.delta.items():
+        if shapes.get(name) != (value.dtype, value.shape):
+            raise ValueError(f"{name!r} is none of the tensors that were asked for, or of another type or shape")
 
 
 def _refused(message: str, client: str, instruction: Instruction) -> FederationError:

@@ -55,7 +55,7 @@ def federated_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
             groups, title="Accuracy of each client", axis="accuracy on the client's own test rows"
         ),
         "fairness": summaries(groups),
-        "spreads": spread_charts(federations),
+        "spreads": spread_charts(labels, federations),
         "sent": sent_chart(labels, federations),
         "losses": [loss_chart(label, record) for label, record in zip(labels, federations, strict=True)],
         "failures": failures(federations, labels),
@@ -110,7 +110,8 @@ def failures(records: Sequence[StageRecord], labels: Sequence[str]) -> list[dict
         found: dict[str, Counter[str]] = {}
         for row in record.rounds:
             for client, why in row.failed.items():
-                found.setdefault(why, Counter())[client] += 1
+                kind = why.partition(":")[0]  # what stands behind it may be the client's own figure
+                found.setdefault(kind, Counter())[client] += 1
         for why, clients in sorted(found.items(), key=lambda item: -item[1].total()):
             named = ", ".join(f"{client} ({times})" for client, times in clients.most_common(_NAMED))
             more = f", and {len(clients) - _NAMED} more" if len(clients) > _NAMED else ""
@@ -159,12 +160,12 @@ def summaries(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [{"label": label, **over_clients([value for _, value in rows])} for label, rows in groups]
 
 
-def spread_charts(records: Sequence[StageRecord]) -> list[Markup]:
+def spread_charts(labels: Sequence[str], records: Sequence[StageRecord]) -> list[Markup]:
     """Draw how the rows lie over the clients, once where federations have the same ones."""
     found: dict[str, Spread] = {}
-    for record in records:
+    for label, record in zip(labels, records, strict=True):
         if record.spread and record.spread not in found.values():
-            found[record.name] = record.spread
+            found[label] = record.spread
     drawn = []
     for name, spread in found.items():
         of = f", {name}" if len(found) > 1 else ""

@@ -49,4 +49,6 @@ class CodecOptions(Config):
             for one, other in pairwise(codecs):
                 if one in _LAST:
                     raise ValueError(f"{name}: {one} leaves nothing for {other} to encode: put it last")
+                if one in ("top_k", "random_k") and other in ("sparse_rows", "low_rank"):
+                    raise ValueError(f"{name}: {one} leaves no matrix for {other} to encode: put {other} first")
         return self

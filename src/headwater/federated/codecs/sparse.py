@@ -63,7 +63,8 @@ class RandomK(Codec):
         x_N = value.reshape(-1)
         places_K = self._places(len(x_N), write.draw())
         scale = 1.0 if self.error_feedback else len(x_N) / len(places_K)
-        write.numbers("values", x_N[places_K] * scale)
+        # What isn't finite must not come out finite, wherever it stands.
+        write.numbers("values", x_N[places_K] * scale if bool(x_N.isfinite().all()) else x_N[places_K] * torch.nan)
 
     def decode(self, shape: Sequence[int], read: Reader) -> Tensor:
         """Return the numbers at their places."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -24,6 +25,8 @@ class EncodeUpdates(UpdateTransform):
             2019, arXiv:1901.09847).
         before: The transforms that a client applies before this one: what they add is encoded too.
     """
+
+    decodes: ClassVar[bool] = True
 
     stack: Sequence[Codec]
     error_feedback: bool = False

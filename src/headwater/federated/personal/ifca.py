@@ -81,7 +81,8 @@ class Ifca(Personalizer):
         """Divide each model's average by the share of those who took it."""
         del instruction, replies
         shares_M = aggregate[_MEMBERS]
-        self._members_M = shares_M
+        if bool(shares_M.any()):  # nobody may have answered
+            self._members_M = shares_M
         return {
             _prefix(cluster) + name: value / share if share > 0 else value
             for cluster, share in enumerate(shares_M.tolist())
