@@ -164,7 +164,18 @@ def test_torchrun_gives_the_bits_of_one_process_and_of_a_killed_run(source_folde
         write_csv(tmp_path / f"{name}.csv", toy_rows(count, seed=count, clients=12))
     files = ["--data", str(tmp_path / "train.csv"), "--test", str(tmp_path / "test.csv"), "--client", "client"]
     given = ["federate", str(source_folder), *files, "--cohort", "10", "--rounds", "40", "--valid", "0.3"]
-    given += ["--no-controls", "--device", "cpu", "--processes", "1", "--method", "scaffold", "--quiet"]
+    given += [
+        "--no-controls",
+        "--device",
+        "cpu",
+        "--processes",
+        "1",
+        "--method",
+        "scaffold",
+        "--aggregator",
+        "mean",
+        "--quiet",
+    ]
     partial = tmp_path / "two.partial"
     killed = torchrun(*given, "--out", str(tmp_path / "two"))
     end = time.monotonic() + 100

@@ -402,8 +402,8 @@ def fed_options(folder, out, /, **changes):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"buffer": 2, "epsilon": 1.0, "aggregator": "mean"}, "depend on the other clients"),
-        ({"over_select": 0.3, "epsilon": 1.0, "aggregator": "mean"}, "depend on the other clients"),
+        ({"buffer": 2, "epsilon": 1.0, "aggregator": "mean"}, "depend on how many answer"),
+        ({"over_select": 0.3, "epsilon": 1.0, "aggregator": "mean"}, "depend on how many answer"),
         ({"buffer": 2, "method": ["scaffold"]}, "scaffold's server"),
         ({"buffer": 2, "method": ["feddyn"]}, "feddyn's server"),
         ({"buffer": 2, "sampler": "poisson"}, "another --sampler"),
@@ -442,7 +442,8 @@ ODD_RUN = {"speed_spread": 1.0, "dropout_rate": 0.3, "deadline": 1.5, "min_repli
 @pytest.mark.parametrize(
     "changes",
     [
-        ODD_RUN | {"cohort": 4, "over_select": 0.5, "sampler": "weighted", "method": ["scaffold"]},
+        ODD_RUN
+        | {"cohort": 4, "over_select": 0.5, "sampler": "weighted", "aggregator": "mean", "method": ["scaffold"]},
         ODD_RUN | {"buffer": 2, "concurrency": 3, "method": ["moon"], "partial_work": True},
     ],
 )

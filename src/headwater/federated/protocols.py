@@ -81,8 +81,8 @@ class UpdateTransform(Protocol):
     """
 
     decodes: ClassVar[bool] = False
-    """Whether `on_receive` takes in tensors of names, types and shapes of its own, which it must check itself; others
-    are given those of `expected`, or some of them."""
+    """Whether `on_receive` takes in tensors of names, types and shapes of its own, which it must check itself. Those
+    before it in the order of the transforms are given tensors of `expected`, or some of them."""
 
     def on_instruct(self, instruction: Instruction) -> Instruction:
         """Change the instruction before the server sends it, once a round."""

@@ -123,14 +123,17 @@ def received(update: Update, instruction: Instruction, transforms: Sequence[Upda
     Raises:
         FederationError: It isn't an update to these weights by this client.
     """
-    client, decoded = update.client, False
+    client, encoded = update.client, sum(transform.decodes for transform in transforms)
     shapes = {name: (value.dtype, value.shape) for name, value in like.items()}
     try:
+        if not encoded:
+            _check_known(update, shapes)
         for transform in reversed(transforms):
-            if not (decoded or transform.decodes):
-                _check_known(update, shapes)
-                decoded = True
             update = transform.on_receive(update, instruction)
+            if transform.decodes:
+                encoded -= 1
+                if not encoded:  # the others are given known tensors only
+                    _check_known(update, shapes)
     except (ValueError, KeyError, TypeError, RuntimeError, IndexError, ArithmeticError) as error:  # a peer's tensors
         raise _refused(f"its update can't be decoded: {error}", client, instruction) from error
     given = {name: (value.dtype, value.shape) for name, value in update.delta.items()}
