@@ -120,7 +120,7 @@ def main() -> None:
         transforms=[EncodeUpdates([Int8()])] if run.variant == "flags" else [],
         aggregator=WeightedMean(),
         server_optimizer=ServerSGD(),
-        sampler=Uniform(share=1.0, seed=w.seed),
+        sampler=Uniform(participation=1.0, seed=w.seed),
     )
     data = {f"{number:03}": examples_of(w, rows) for number, rows in enumerate(all_clients(w))}
 
