@@ -174,6 +174,20 @@ def interrupted(folder, out, monkeypatch, **changes):
     assert (out.with_name(out.name + ".partial") / ".state.safetensors").exists()
 
 
+def test_what_a_finished_run_left_is_removed_and_a_users_hidden_files_are_not(data, tmp_path):
+    made = pretrain(options(data, tmp_path / "m"))
+    (tmp_path / "m/.gitattributes").write_text("mine")
+    assert pretrain(options(data, tmp_path / "m", resume=True)).identity == made.identity
+    with pytest.raises(OutputError, match="already holds"):
+        pretrain(options(data, tmp_path / "m"))
+    assert (tmp_path / "m/.gitattributes").read_text() == "mine"
+    (tmp_path / "m/.gitattributes").unlink()
+    (tmp_path / "m/.clients").mkdir()  # as a kill in the middle of tidying up leaves it
+    (tmp_path / "m/.run.json").write_text("{}")
+    assert pretrain(options(data, tmp_path / "m", resume=True)).identity == made.identity
+    assert not list((tmp_path / "m").glob(".*"))
+
+
 def test_an_interrupted_run_is_neither_overwritten_nor_continued_otherwise(data, tmp_path, monkeypatch):
     interrupted(data, tmp_path / "m", monkeypatch)
     with pytest.raises(OutputError, match="add --resume to continue it"):

@@ -194,9 +194,11 @@ def _publish(out: Path, partial: Path, record: StageRecord, outcome: Outcome) ->
 
 
 def _tidy(out: Path) -> None:
-    """Remove what only a run that goes on needs."""
+    """Remove what only a run that goes on needs; the run's file last, which says that there is more."""
     for leftover in out.glob(".*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        if leftover.name != _RUN_FILE:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    (out / _RUN_FILE).unlink()
 
 
 def finished(options: RunOptions) -> StageRecord | None:
@@ -215,9 +217,12 @@ def finished(options: RunOptions) -> StageRecord | None:
     if not (out / STAGE_FILE).exists():
         raise OutputError(f"{out} holds something else: choose a new or empty folder for --out")
     record = StageRecord.load(out)
-    _tidy(out)  # of a run that was killed when it was finished
     if not options.resume:
         raise OutputError(f"{out} already holds the result of a {record.verb!r}: choose another --out, or delete it")
+    if (
+        out / _RUN_FILE
+    ).exists():  # it was killed when it was finished; in any other folder hidden files are the user's
+        _tidy(out)
     return record
 
 
