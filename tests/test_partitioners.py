@@ -1,5 +1,6 @@
 """Partitioners: every row has one client, every client has a row, and each differs in what it is named for."""
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -152,6 +153,32 @@ def test_time_gives_blocks_of_the_files_order():
     assert test.clients == sorted(test.clients)
     assert set(sizes(train)) == {10, 11}
     assert set(sizes(test)) == {5}
+
+
+@pytest.mark.parametrize("shape", ["{}", "2024-01-01T00:{:02}:00+01:00"])
+def test_time_goes_by_a_column_and_deals_other_rows_by_the_training_rows_times(shape):
+    def rows(minutes):
+        return replace(toy_rows(len(minutes)), clients=[shape.format(minute) for minute in minutes])
+
+    shuffled = np.random.default_rng(0).permutation(40)
+    train, test = dealt("time", rows(shuffled), rows([0, 25, 59]), partition_column="when", clients=4)
+    assert train.clients == [f"client-{minute // 10}" for minute in shuffled]
+    assert test.clients == ["client-0", "client-2", "client-3"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        (["1", "soon"], [], "line of data 1: the column 'when' holds '1' where a number or a date"),
+        (["2024-01-31", "soon"], [], "line of data 2: the column 'when' holds 'soon' where a number or a date"),
+        (["2024-01-31", "2024-01-31T00:00+01:00"], [], "give all times with their zone, or none"),
+        (["1", "2"], ["2024-01-31"], "its times can't be compared with those of toy"),
+    ],
+)
+def test_times_that_have_no_order_are_refused(train, test, said):
+    rows = [replace(toy_rows(len(times)), clients=times) for times in (train, test)]
+    with pytest.raises(DataError, match=re.escape(said)):
+        dealt("time", *rows, partition_column="when", clients=2)
 
 
 def test_vocabulary_tells_topics_apart_on_new_rows_too():

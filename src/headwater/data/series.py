@@ -233,9 +233,9 @@ def _grouped(
             raise DataError(f"{path}, line of data {line + 1}: the column {columns.id!r} is blank")
         rows.setdefault(name, []).append(line)
     if columns.time is not None:
-        moments = _moments(table[columns.time], path, columns.time)
+        times = moments(table[columns.time], path, columns.time)
         for name, lines in rows.items():
-            _check_times(path, name, lines, moments, table[columns.time])
+            _check_times(path, name, lines, times, table[columns.time])
     values_SC = np.concatenate([np.asarray(table[name]).reshape(len(ids), -1) for name in names], 1)
 
     def of_rows(column: str | None) -> list[str]:
@@ -256,43 +256,50 @@ def _one(path: Path, name: str, lines: Sequence[int], column: str, values: Seque
 
 
 def _check_times(
-    path: Path, name: str, lines: Sequence[int], moments: Sequence[float | datetime], said: Sequence[str]
+    path: Path, name: str, lines: Sequence[int], times: Sequence[float] | Sequence[datetime], said: Sequence[str]
 ) -> None:
     for before, line in itertools.pairwise(lines):
-        try:
-            rises = moments[line] > moments[before]  # type: ignore[operator]
-        except TypeError as error:
-            raise DataError(
-                f"{path}, line of data {line + 1}: {said[line]!r} and {said[before]!r} can't be compared: give all "
-                "times with their zone, or none"
-            ) from error
-        if not rises:
-            what = "is there twice" if moments[line] == moments[before] else f"comes after {said[before]!r}"
+        if not times[line] > times[before]:  # type: ignore[operator]  # all are of one type
+            what = "is there twice" if times[line] == times[before] else f"comes after {said[before]!r}"
             raise DataError(
                 f"{path}, line of data {line + 1}: the time {said[line]!r} of row {name!r} {what}: sort the lines of "
                 "each row by time, one for each step"
             )
 
 
-def _moments(column: Sequence[str], path: Path, name: str) -> Sequence[float | datetime]:
-    """Return times that can be compared: all numbers, or all dates (ISO 8601)."""
+def moments(column: Sequence[str], path: Path | str, name: str) -> Sequence[float] | Sequence[datetime]:
+    """Return times that can be compared: all numbers, or all dates (ISO 8601).
+
+    Args:
+        column: As it stands in the file.
+        path: Of the file, for errors.
+        name: Of the column, for errors.
+
+    Raises:
+        DataError: They are neither, or some dates have a zone and some have none.
+    """
     try:
         return list(map(float, _numbers(column, path, name)))
     except DataError:
         pass
-    moments = []
+    dates: list[datetime] = []
     for line, text in enumerate(column, start=1):
         try:
-            moments.append(datetime.fromisoformat(text.strip()))
+            dates.append(datetime.fromisoformat(text.strip()))
         except ValueError as error:
             raise DataError(
                 f"{path}, line of data {line}: the column {name!r} holds {text!r} where a number or a date like "
                 "2024-01-31 or 2024-01-31T23:59:00 was expected"
             ) from error
-    return moments
+        if (dates[-1].utcoffset() is None) != (dates[0].utcoffset() is None):
+            raise DataError(
+                f"{path}, line of data {line}: {text!r} and {column[0]!r} can't be compared: give all "
+                "times with their zone, or none"
+            )
+    return dates
 
 
-def _numbers(column: Sequence[str], path: Path, name: str) -> np.ndarray:
+def _numbers(column: Sequence[str], path: Path | str, name: str) -> np.ndarray:
     """Return a column of texts as float64 (S,).
 
     Raises:

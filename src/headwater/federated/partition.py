@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from headwater.data.rows import Rows
-from headwater.errors import ConfigError
+from headwater.data.series import moments
+from headwater.errors import ConfigError, DataError
 
 Rule = Callable[[Rows, np.random.Generator], np.ndarray]
 """Rows to each one's client (N,), counted from 0; what is left to chance is drawn from the generator."""
@@ -167,29 +168,35 @@ class Length:
     clients: int
 
     def fit(self, rows: Rows, rng: np.random.Generator) -> Rule:
-        """Return the rule: a row goes by its place among the sorted training rows, drawn among those as long."""
+        """Return the rule."""
         del rng
-        known_N = np.sort(_lengths(rows))
-
-        def rule(rows: Rows, rng: np.random.Generator) -> np.ndarray:
-            lengths_N = _lengths(rows)
-            first_N, end_N = (np.searchsorted(known_N, lengths_N, side) for side in ("left", "right"))
-            places_N = first_N + rng.random(len(lengths_N)) * (end_N - first_N)
-            return _blocks(places_N / len(known_N), self.clients)
-
-        return rule
+        return _by_rank(_lengths, rows, self.clients)
 
 
 @dataclass(frozen=True)
 class Time:
-    """Clients of different times: contiguous blocks of the rows, in the order of their file."""
+    """Clients of different times: contiguous blocks of the rows, the first client's are the earliest.
+
+    Attributes:
+        clients: How many.
+        partition_column: The rows' times are what stands where their clients would (numbers, or dates as of ISO 8601);
+            without it the rows are in the order of their file.
+    """
 
     clients: int
+    partition_column: str | None = None
 
     def fit(self, rows: Rows, rng: np.random.Generator) -> Rule:
-        """Return the rule."""
-        del rows, rng
-        return lambda rows, _: _blocks(np.arange(len(rows)) / len(rows), self.clients)
+        """Return the rule: with times, rows later than the last one are the last client's.
+
+        Raises:
+            DataError: What should be times is neither numbers nor dates.
+        """
+        del rng
+        column = self.partition_column
+        if column is None:
+            return lambda rows, _: _blocks(np.arange(len(rows)) / len(rows), self.clients)
+        return _by_rank(lambda rows: np.array(moments(rows.clients, rows.source, column)), rows, self.clients)
 
 
 @dataclass(frozen=True)
@@ -227,6 +234,22 @@ def _centres(x_NV: Any, clusters: int, rng: np.random.Generator) -> np.ndarray:
             total_V = np.asarray(x_NV[nearest_N == cluster].sum(0))[0]
             centres_CV[cluster] = total_V / (np.linalg.norm(total_V) or 1.0)
     return centres_CV
+
+
+def _by_rank(values: Callable[[Rows], np.ndarray], known: Rows, clients: int) -> Rule:
+    """Return the rule by which a row goes to a block of the sorted training rows, drawn among those of its value."""
+    known_N = np.sort(values(known))
+
+    def rule(rows: Rows, rng: np.random.Generator) -> np.ndarray:
+        found_N = values(rows)
+        try:
+            first_N, end_N = (np.searchsorted(known_N, found_N, side) for side in ("left", "right"))
+        except TypeError as error:  # numbers and dates, or dates with and without a zone
+            raise DataError(f"{rows.source}: its times can't be compared with those of {known.source}") from error
+        places_N = first_N + rng.random(len(found_N)) * (end_N - first_N)
+        return _blocks(places_N / len(known_N), clients)
+
+    return rule
 
 
 def _by_shares(shares: Mapping[str, np.ndarray], others_C: np.ndarray) -> Rule:

@@ -24,7 +24,7 @@ from headwater.registry import init_fields, lookup, made, name_in
 
 _MOST_GROUPS = 100
 """That the picture of a population has room for."""
-_READ_BY = {"alpha": "dirichlet or quantity", "labels_per_client": "labels"}
+_READ_BY = {"partition_column": "time", "alpha": "dirichlet or quantity", "labels_per_client": "labels"}
 
 
 class PopulationOptions(DataOptions):
@@ -34,8 +34,10 @@ class PopulationOptions(DataOptions):
     """The column that names each row's client; without it, clients are made by `--partition`."""
     partition: Annotated[str, name_in("headwater.partitioners", PARTITIONERS)] = "dirichlet"
     """How rows without a client column are dealt: `iid`; unevenly over the labels (`dirichlet`), or a few `labels` for
-    each; by unequal sizes (`quantity`); by the rows' `length`; in blocks of the file's order (`time`); or by their
-    words (`vocabulary`)."""
+    each; by unequal sizes (`quantity`); by the rows' `length`; in blocks of `time`; or by their words
+    (`vocabulary`)."""
+    partition_column: str | None = None
+    """The column of numbers or dates that `--partition time` orders the rows by; left out, it is the file's order."""
     clients: Annotated[int, Field(ge=2)] = 20
     """How many clients to make where there is no client column."""
     alpha: Annotated[float, Field(gt=0.0)] = 0.5
@@ -131,7 +133,8 @@ def read_population(
     values = options.only(ValueColumns)
 
     def read(data: str) -> Rows:
-        text, label, client = options.text, options.label if labelled else None, options.client
+        text, label = options.text, options.label if labelled else None
+        client = options.partition_column if options.client is None else options.client
         return read_rows(data, text=text, label=label, client=client, values=values, features=features)
 
     rows = read(options.data)
