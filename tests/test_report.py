@@ -330,6 +330,15 @@ def test_a_federation_that_is_measured_now_and_then_is_drawn(tmp_path):
     assert "nan" not in page.text.lower().split()
 
 
+def test_a_buffered_federation_shows_its_time_and_staleness(tmp_path):
+    record = made.federate("buffered", "mean", 0.8, minute=3)
+    rounds = [row.model_copy(update={"time": row.round * 0.75, "staleness": 1.25}) for row in record.rounds]
+    html = page_of([record.model_copy(update={"rounds": rounds})], tmp_path / "timed").text
+    assert "Accuracy by simulated time" in html
+    assert re.search(r"MiB \S+ MiB 22\.5 1\.25 ", html)
+    assert "simulated time" not in page_of([record], tmp_path / "without").text
+
+
 def test_size_ratio_is_that_to_the_float32_checkpoint(html):
     assert f"{(5_649_544 + 208_100) / (1_462_300 + 208_100):.2f}{fmt.TIMES}" in section(html, "device")
 

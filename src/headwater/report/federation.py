@@ -57,6 +57,8 @@ def federated_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
         "fairness": summaries(groups),
         "spreads": spread_charts(labels, federations),
         "sent": sent_chart(labels, federations),
+        "timed": time_chart(labels, federations) if any(row.time for r in federations for row in r.rounds) else "",
+        "buffered": any(row.staleness is not None for record in federations for row in record.rounds),
         "losses": [loss_chart(label, record) for label, record in zip(labels, federations, strict=True)],
         "failures": failures(federations, labels),
     }
@@ -66,6 +68,7 @@ def federation_line(label: str, record: StageRecord) -> dict[str, Any]:
     """Return one federation's line of the table."""
     found = measured(record)
     figures = found[1] if found else record.rounds[-1].metrics
+    stale = [row.staleness for row in record.rounds if row.staleness is not None]
     return {
         "label": label,
         "name": record.name,
@@ -76,20 +79,33 @@ def federation_line(label: str, record: StageRecord) -> dict[str, Any]:
         "stopped": record.stopped,
         "down": sum(row.bytes_down for row in record.rounds),
         "up": sum(row.bytes_up for row in record.rounds),
+        "time": record.rounds[-1].time,
+        "staleness": float(np.mean(stale)) if stale else None,
         "privacy": record.privacy,
     }
 
 
 def sent_chart(labels: Sequence[str], records: Sequence[StageRecord]) -> Markup:
     """Draw the accuracy by what the clients have sent until then."""
+    sent = [np.cumsum([row.bytes_up for row in record.rounds]) / 2**20 for record in records]
+    return accuracy_chart(labels, records, sent, "Accuracy by what was sent", "MiB up")
+
+
+def time_chart(labels: Sequence[str], records: Sequence[StageRecord]) -> Markup:
+    """Draw the accuracy by the simulated time that has passed."""
+    times = [np.array([row.time for row in record.rounds]) for record in records]
+    return accuracy_chart(labels, records, times, "Accuracy by simulated time", "times of the median client")
+
+
+def accuracy_chart(
+    labels: Sequence[str], records: Sequence[StageRecord], spent: Sequence[np.ndarray], title: str, x_label: str
+) -> Markup:
+    """Draw the accuracy of the rounds that were measured by what has been spent until each."""
     series = []
-    for label, record in zip(labels, records, strict=True):
-        sent = np.cumsum([row.bytes_up for row in record.rounds]) / 2**20
-        points = [(x, row.metrics["accuracy"]) for x, row in zip(sent, record.rounds, strict=True) if row.metrics]
+    for label, record, spent_R in zip(labels, records, spent, strict=True):
+        points = [(x, row.metrics["accuracy"]) for x, row in zip(spent_R, record.rounds, strict=True) if row.metrics]
         series.append(Series(label, [x for x, _ in points], [y for _, y in points]))
-    return line_chart(
-        series, title="Accuracy by what was sent", x_label="MiB up", show=fmt.percent, show_tick=fmt.percent_tick
-    )
+    return line_chart(series, title=title, x_label=x_label, show=fmt.percent, show_tick=fmt.percent_tick)
 
 
 def loss_chart(label: str, record: StageRecord) -> Markup:
