@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,14 +41,19 @@ def finish(process):
     return out
 
 
-def stopped(command, out, number):
-    """Start a command, send a signal as soon as it has saved a new state, and return what it said."""
+def worker_of(process):
+    """Return the process id of one of a command's workers; they are its only children."""
+    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+
+
+def stopped(command, out, number, whom=lambda process: process.pid):
+    """Start a command, send it or one of its workers a signal as soon as it has saved a new state; return its words."""
     state = out.with_name(out.name + ".partial") / ".state.safetensors"
     before = state.stat().st_mtime_ns if state.exists() else None
     process = start(*command)
     while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
         time.sleep(0.002)
-    process.send_signal(number)
+    os.kill(whom(process), number)
     _, err = process.communicate()  # ends when nobody has the pipes any more: neither the command nor its workers
     assert state.exists(), err
     assert not out.exists()
@@ -85,14 +91,44 @@ def test_a_training_that_is_killed_twice_and_resumed_has_the_same_bits(data, tmp
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
-def test_a_federation_that_is_killed_twice_and_resumed_has_the_same_bits(data, source_folder, tmp_path):
+def files(folder):
+    """Return the digest of each file of tensors: the model, and what each client keeps."""
+    return {path.relative_to(folder): sha256_file(path) for path in folder.rglob("*.safetensors")}
+
+
+STATEFUL = [
+    "--method",
+    "scaffold",
+    "--aggregator",
+    "mean",
+    "--codec",
+    "int8",
+    "--error-feedback",
+    "--personal",
+    "ditto",
+]
+
+
+BUFFERED = ["--buffer", 3, "--concurrency", 5, "--speed-spread", 1, "--aggregator", "mean", "--no-controls"]
+
+
+@pytest.mark.parametrize(("whom", "options"), [("parent", []), ("worker", STATEFUL), ("parent", BUFFERED)])
+def test_a_federation_that_is_killed_twice_and_resumed_has_the_same_bits(data, source_folder, tmp_path, whom, options):
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    finish(start(*federation(data, source_folder, whole)))
+    options = [*options, "--processes", 2]
+    finish(start(*federation(data, source_folder, whole, *options)))
     for more in ([], ["--resume"]):
-        code, _ = stopped(federation(data, source_folder, out, *more), out, signal.SIGKILL)
-        assert code == -signal.SIGKILL
-    finish(start(*federation(data, source_folder, out, "--resume")))
-    assert sha256_file(out / MODEL_FILE) == sha256_file(whole / MODEL_FILE)
+        command = federation(data, source_folder, out, *options, *more)
+        if whom == "parent":
+            code, _ = stopped(command, out, signal.SIGKILL)
+            assert code == -signal.SIGKILL
+        else:
+            code, err = stopped(command, out, signal.SIGKILL, worker_of)
+            assert code not in (0, -signal.SIGKILL)
+            assert "a worker process died" in err
+            assert "Traceback" not in err
+    finish(start(*federation(data, source_folder, out, *options, "--resume")))
+    assert files(out) == files(whole)
     assert StageRecord.load(out).rounds == StageRecord.load(whole).rounds
     assert StageRecord.load(out).controls == StageRecord.load(whole).controls
 
