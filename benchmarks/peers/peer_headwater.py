@@ -126,7 +126,7 @@ def main() -> None:
 
     def evaluate(weights):
         load_weights(model, weights)
-        return task.count(model, data["000"], 256).figures()
+        return task.count(model, data["000"], 64).figures()
 
     kernels = native.OFF if run.variant == "torch" else native.level()
     with native.using(kernels), LocalCohort(data, client_update, processes=2) as cohort:
