@@ -137,6 +137,18 @@ def test_a_strong_pull_keeps_clients_where_they_began():
     assert moved[0] == pytest.approx(l2_norm(plain.delta))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_learning_rate_falls_from_round_to_round(optimizer):
+    examples = toy_examples(8)
+
+    def first_step(round_number):
+        train = training(epochs=1, lr_decay=0.5, optimizer=optimizer)
+        return train(Instruction(round_number, start(), 0), Client("c", examples)).delta
+
+    moved = [l2_norm(first_step(round_number)) for round_number in (1, 2, 4)]
+    assert moved == [pytest.approx(moved[0] * share, rel=0.2) for share in (1.0, 0.5, 0.125)]
+
+
 def test_scaffold_keeps_the_mean_gradient_and_the_server_their_mean():
     method, examples = Scaffold(POPULATION), toy_examples(24)
     order = method.on_instruct(Instruction(1, start(), 0))

@@ -133,6 +133,7 @@ class Assembly:
             steps=options.local_steps,
             methods=self._methods,
             carry=options.hidden_state == "carried",
+            lr_decay=options.client_lr_decay,
         )
         self.start = shared_weights(weights_of(model), options)
         self.personalizer: Personalizer | None = None

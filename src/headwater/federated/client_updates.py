@@ -37,7 +37,7 @@ class LocalRound:
         instruction: What the server asked.
         client: Whose training.
         shared: The parameters that are sent, by name.
-        lr: Learning rate.
+        lr: Learning rate of this round.
         steps: Steps of this round.
         notes: What a method has to remember until the round's end.
     """
@@ -103,6 +103,7 @@ class LocalTraining:
             Collins et al. 2021, arXiv:2102.07078). With 0 they learn together.
         carry: Whether a stream's state goes on from window to window, within a client's round: it begins anew in the
             next one and is never sent. Without it each window begins from zeros.
+        lr_decay: Times the learning rate from each round to the next.
     """
 
     model: SequenceModel
@@ -120,6 +121,7 @@ class LocalTraining:
     own: tuple[str, ...] = ()
     own_epochs: int = 0
     carry: bool = True
+    lr_decay: float = 1.0
 
     def __post_init__(self) -> None:
         """Remember what a client's own weights begin with."""
@@ -141,7 +143,7 @@ class LocalTraining:
             torch.manual_seed(seed)
         batches = self._batches(client, seed)
         steps = self.steps_for(client, batches.steps_per_epoch)
-        local = LocalRound(self.model, instruction, client, shared, self.lr, steps)
+        local = LocalRound(self.model, instruction, client, shared, self.lr_in(instruction.round), steps)
         for method in self.methods:
             method.begin(local)
         total = 0.0
@@ -167,6 +169,10 @@ class LocalTraining:
     def steps_for(self, client: Client, steps_per_epoch: int) -> int:
         """Return the steps that a client takes in a round."""
         return max(1, math.ceil(client.work * (self.steps or self.epochs * steps_per_epoch)))
+
+    def lr_in(self, round_number: int) -> float:
+        """Return the learning rate of a round; the first is 1."""
+        return self.lr * self.lr_decay ** max(0, round_number - 1)
 
     def own_of(self, client: Client) -> Weights:
         """Return the client's own weights: what it keeps, or what all begin with."""
@@ -223,10 +229,10 @@ class LocalTraining:
     ) -> Iterator[Callable[[], None]]:
         """Yield what takes a step by the gradients and clears them."""
         corrected = [method for method in methods if method.corrects]
-        adamw = torch.optim.AdamW(parameters, lr=self.lr, fused=True) if self.optimizer == "adamw" else None
+        adamw = torch.optim.AdamW(parameters, lr=local.lr, fused=True) if self.optimizer == "adamw" else None
         if adamw is None and not corrected:
             with sparse_embeddings(self.model):
-                yield lambda: sgd_step(parameters, self.lr, self.clip)
+                yield lambda: sgd_step(parameters, local.lr, self.clip)
             return
 
         def step() -> None:
@@ -238,7 +244,7 @@ class LocalTraining:
                 adamw.step()
                 adamw.zero_grad(set_to_none=True)
             else:
-                sgd_step(parameters, self.lr, 0.0)
+                sgd_step(parameters, local.lr, 0.0)
 
         yield step
 

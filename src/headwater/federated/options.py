@@ -62,6 +62,8 @@ class FederateOptions(
     with zeros, and no state is ever sent."""
     client_lr: Annotated[float, Field(gt=0.0)] = 0.3
     """A client's learning rate."""
+    client_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Times the client's learning rate from each round to the next, such as 0.99: clients who differ come closer."""
     client_optimizer: Literal["sgd", "adamw"] = "sgd"
     """What a client trains with; `adamw` wants a `--client-lr` near 0.001."""
     clip: Annotated[float, Field(ge=0.0)] = 1.0

@@ -266,7 +266,8 @@ class _Federation:
         save_state(self.workspace.state_file(), state.tensors(), state.facts())
         record = state.records[-1]
         sent = sum(row.bytes_up for row in state.records) / 2**20
-        more = f"{record.clients - len(record.failed)} of {record.clients} clients, {sent:.1f} MiB up, time {record.time:.4g}"
+        taken = f"{record.clients - len(record.failed)} of {record.clients} clients"
+        more = f"{taken}, {sent:.1f} MiB up, time {record.time:.4g}"
         progress = self.workspace.progress
         progress.epoch_done(record.round, self.options.rounds, record.metrics, unit="round", more=more)
         progress.advance(record.round, self.options.rounds)

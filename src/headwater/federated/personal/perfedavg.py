@@ -35,7 +35,7 @@ class PerFedAvg(Personalizer):
 
     def __post_init__(self) -> None:
         """Prepare both kinds of steps."""
-        self._inner = replace(self.local, steps=self.inner_steps, lr=self.inner_lr)
+        self._inner = replace(self.local, steps=self.inner_steps, lr=self.inner_lr, lr_decay=1.0)
         self._outer = replace(self.local, steps=1)
 
     def __call__(self, instruction: Instruction, client: Client) -> Update:

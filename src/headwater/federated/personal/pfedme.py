@@ -37,7 +37,9 @@ class PFedMe(Personalizer):
 
     def __post_init__(self) -> None:
         """Prepare the steps to theta."""
-        self._inner = replace(self.local, steps=self.inner_steps, lr=self.inner_lr, methods=(FedProx(self.pull),))
+        self._inner = replace(
+            self.local, steps=self.inner_steps, lr=self.inner_lr, lr_decay=1.0, methods=(FedProx(self.pull),)
+        )
 
     def __call__(self, instruction: Instruction, client: Client) -> Update:
         """Move w a step towards the thetas of some batches; send its change."""
@@ -45,7 +47,7 @@ class PFedMe(Personalizer):
         w, total = instruction.weights, 0.0
         for step in range(batches.steps):
             towards = self._inner(batches.instruction(step, w), batches.client(step))
-            w = add_scaled(w, towards.delta, self.local.lr * self.pull)
+            w = add_scaled(w, towards.delta, self.local.lr_in(instruction.round) * self.pull)
             total += towards.metrics["loss"]
         delta = add_scaled(w, instruction.weights, -1.0)
         return Update(client.name, delta, len(client.examples), {"loss": total / batches.steps})
