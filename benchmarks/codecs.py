@@ -3,11 +3,14 @@
     python benchmarks/codecs.py runs/demo_en/movies runs/codecs data=card:amazon_reviews/train \
         test=card:amazon_reviews/test client=review rounds=60
 
-SOURCE and OUT, then options of `federate` that all share; what OUT has already is not run again.
+SOURCE and OUT, then options of `federate` that all share; what OUT has already is not run again. Figures are means over
+three seeds, beside the standard deviation of what each run has over the plain run of its seed.
 """
 
 import sys
 from pathlib import Path
+
+import numpy as np
 
 from headwater.checkpoint import Checkpoint
 from headwater.errors import HeadwaterError
@@ -15,6 +18,7 @@ from headwater.federated.options import FederateOptions
 from headwater.federated.verb import federate
 from headwater.records import StageRecord
 
+SEEDS = (0, 1, 2)
 BACK = {"error_feedback": True}
 STACKS = [
     {},
@@ -44,32 +48,34 @@ def flags(stack):
     return " ".join(f"--{name.replace('_', '-')}" + ("" if one is True else f" {one}") for name, one in pairs)
 
 
-def run(source, out, shared, stack):
-    folder = out / ("plain" + flags(stack).replace(" ", ""))
+def run(source, out, shared, stack, seed):
+    folder = out / f"plain{flags(stack).replace(' ', '')}-s{seed}"
     if not (folder / "stage.json").exists():
         begun = Path(f"{folder}.partial").exists()
-        options = {"controls": False, "quiet": True} | shared | stack | {"out": folder, "resume": begun}
+        options = {"controls": False, "quiet": True} | shared | stack | {"out": folder, "resume": begun, "seed": seed}
         federate(Checkpoint.load(source), FederateOptions.parse(options))
     return StageRecord.load(folder)
 
 
-def size(record, direction):
-    return sum(getattr(row, direction) for row in record.rounds) / len(record.rounds) / 2**20
+def size(records, direction):
+    return np.mean([getattr(row, direction) for record in records for row in record.rounds]) / 2**20
 
 
 def main(source, out, *given):
     shared = dict(pair.split("=", 1) for pair in given)
     print("| flags | accuracy | points over plain | MiB up a round | of plain | MiB down a round | of plain |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    plain = run(source, Path(out), shared, {})
-    where = "test" if "test" in plain.metrics else "valid"
+    plain = [run(source, Path(out), shared, {}, seed) for seed in SEEDS]
+    where = "test" if "test" in plain[0].metrics else "valid"
+    plain_S = np.array([record.metrics[where]["accuracy"] for record in plain])
     for stack in STACKS:
-        record = run(source, Path(out), shared, stack)
-        accuracy = record.metrics[where]["accuracy"]
-        cells = [f"`{flags(stack)}`" if stack else "(plain)", f"{accuracy:.3f}"]
-        cells.append(f"{100 * (accuracy - plain.metrics[where]['accuracy']):+.1f}")
+        records = [run(source, Path(out), shared, stack, seed) for seed in SEEDS]
+        accuracy_S = np.array([record.metrics[where]["accuracy"] for record in records])
+        over_S = 100 * (accuracy_S - plain_S)
+        cells = [f"`{flags(stack)}`" if stack else "(plain)", f"{accuracy_S.mean():.3f}"]
+        cells.append(f"{over_S.mean():+.1f} ± {over_S.std(ddof=1):.1f}")
         for direction in ("bytes_up", "bytes_down"):
-            sent = size(record, direction)
+            sent = size(records, direction)
             cells += [f"{sent:.3g}", f"{100 * sent / size(plain, direction):.2f} %"]
         print("|", " | ".join(cells), "|", flush=True)
 

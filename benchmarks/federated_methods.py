@@ -36,6 +36,7 @@ COMMON: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "fedavg": {},
     "iid": {"partition": "iid"},
+    "dirichlet 0.1": {"alpha": 0.1},
     "fedprox 0.1": {"method": "fedprox", "prox": 0.1},
     "scaffold": {"method": "scaffold", "aggregator": "mean"},
     "fednova": {"method": "fednova"},

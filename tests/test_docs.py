@@ -65,6 +65,19 @@ def test_the_documents_journey_is_one(tmp_path, monkeypatch):
     assert tomllib.loads(text)["name"] == journey.name
 
 
+@pytest.mark.e2e
+def test_the_federations_journey_runs(source_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (text,) = blocks((ROOT / "docs/federated.md").read_text(encoding="utf-8"), "toml")
+    text = text.replace("runs/movies", source_folder.as_posix()).replace('"author"', '"client"')
+    Path("shared.toml").write_text(text.replace("rounds = 30", "rounds = 2\ncontrols = false"), encoding="utf-8")
+    write_csv(tmp_path / "reviews.csv", toy_rows(520, seed=1, clients=6))
+    assert main(["run", "shared.toml", "--jobs", "1"]) == 0
+    records = [StageRecord.load(path.parent) for path in Path("runs/shared").glob("*/stage.json")]
+    assert {record.method for record in records} == {"weighted", "scaffold+mean", "ditto+weighted"}
+    assert len(records) == 3 * 3 + 2
+
+
 def test_the_federations_example_runs():
     (python,) = blocks((ROOT / "docs/federated.md").read_text(encoding="utf-8"), "python")
     names: dict = {}
