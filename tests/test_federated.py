@@ -23,6 +23,8 @@ from headwater.federated.aggregators import FixedMean, Mean, Median, WeightedMea
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining, client_seed
 from headwater.federated.clip_and_noise import ClipAndNoise
+from headwater.federated.controls import measure_alone
+from headwater.federated.measuring import Measure
 from headwater.federated.options import FederateOptions
 from headwater.federated.personalization import Head, PersonalizeOptions, fit_head, personalize
 from headwater.federated.population import read_population
@@ -822,6 +824,18 @@ def test_federate_reports_its_rounds_clients_and_controls(data, source, tmp_path
     pooled = sum(row.metrics["accuracy"] * row.test_rows for row in record.clients) / 90
     assert record.metrics["test"]["accuracy"] == pytest.approx(pooled)
     assert record.metrics["test"]["accuracy"] > record.baselines["majority"]["accuracy"]
+
+
+def test_a_client_that_diverges_alone_is_named_and_keeps_the_starts_answers(source):
+    task, model = source.config.make_task(), source.model()
+    rows = toy_rows(60, seed=3, clients=3)
+    measure = Measure(rows, task, source.featurizer, source.labels)
+    start, before = weights_of(model), measure(model)
+    clients = {name: measure.examples.take(found) for name, found in measure.by_client.items()}
+    local = LocalTraining(model, task, 1, 8, 1e38)
+    alone, diverged = measure_alone(local, clients, start, before, measure.by_client, 0)
+    assert diverged == list(clients)
+    assert alone.figures() == before.figures()
 
 
 @pytest.mark.parametrize(

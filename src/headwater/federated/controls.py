@@ -61,8 +61,10 @@ def measure_alone(
     test: Mapping[str, np.ndarray],
     seed: int,
     processes: int = 1,
-) -> Measured:
-    """Return what each client's own model makes of its test rows, trained alone from `start`.
+) -> tuple[Measured, list[ClientId]]:
+    """Return what each client's own model makes of its test rows, trained alone from `start`, and who diverged.
+
+    Those keep the start's answers.
 
     Args:
         local: How a client trains in a round; here for several epochs at once.
@@ -78,10 +80,11 @@ def measure_alone(
     learning = [client for client in test if client in clients]
 
     def trained() -> Iterator[tuple[ClientId, SequenceModel]]:
-        # Whoever diverges alone is left out, and so keeps the start's answer.
         with LocalCohort(clients, alone, processes=processes) as cohort:
             for update in cohort.gather(Instruction(1, start, seed), learning, ()):
                 load_weights(alone.model, add_scaled(start, update.delta))
                 yield update.client, alone.model
+        diverged.extend(cohort.replies.refused)
 
-    return before.with_clients(trained())
+    diverged: list[ClientId] = []
+    return before.with_clients(trained()), diverged

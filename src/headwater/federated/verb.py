@@ -280,7 +280,9 @@ class _Federation:
         central = self.measure({})
         load_weights(self.model, start)
         rows = self.test.by_client
-        alone = measure_alone(local, self.examples, start, before, rows, seed, self.pieces.processes)
+        alone, diverged = measure_alone(local, self.examples, start, before, rows, seed, self.pieces.processes)
+        if diverged:
+            facts["notes"].append(f"Alone these clients diverged and keep the start's answers: {', '.join(diverged)}.")
         facts["controls"] = {"central": central.figures(), "alone": alone.figures()}
         return alone
 
