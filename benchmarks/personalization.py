@@ -1,6 +1,6 @@
 """Print what each way of personalization is worth to the clients: `python benchmarks/personalization.py OUT`.
 
-OUT is the folder of `journeys/personalization.toml`. Each client counts the same; figures are means over the seeds.
+OUT is the folder of `journeys/federations.toml`; its stages on the hotels are read. Each client counts the same; figures are means over the seeds.
 """
 
 import sys
@@ -15,9 +15,11 @@ from headwater.report.federation import summary
 views = defaultdict(list)
 for path in sorted(Path(sys.argv[1]).glob("*/stage.json")):
     record = StageRecord.load(path.parent)
+    if not str(record.config.get("data", "")).startswith("hotel_en"):
+        continue
     way = record.name.rpartition("-s")[0]
     names = {"accuracy_alone": "*each client alone*", "accuracy_after": way}
-    if way == "shared":
+    if way == "hotels":
         names |= {"accuracy_before": "*the source*", "accuracy": "*the shared model*"}
     for figure, name in names.items():
         values = [row.metrics[figure] for row in record.clients if figure in row.metrics]
