@@ -1,6 +1,7 @@
 """Print what each way of personalization is worth to the clients: `python benchmarks/personalization.py OUT`.
 
-OUT is the folder of `journeys/federations.toml`; its stages on the hotels are read. Each client counts the same; figures are means over the seeds.
+OUT is the folder of `journeys/federations.toml`; its stages on the hotels are read. Each client counts the same; figures
+are means over the seeds.
 """
 
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from headwater.records import StageRecord
-from headwater.report.federation import summary
+from headwater.statistics import over_clients
 
 views = defaultdict(list)
 for path in sorted(Path(sys.argv[1]).glob("*/stage.json")):
@@ -24,7 +25,7 @@ for path in sorted(Path(sys.argv[1]).glob("*/stage.json")):
     for figure, name in names.items():
         values = [row.metrics[figure] for row in record.clients if figure in row.metrics]
         if values:
-            views[name].append(summary(values))
+            views[name].append(over_clients(values))
 print("| model | seeds | mean accuracy | worst tenth | standard deviation over clients |")
 print("| --- | --- | --- | --- | --- |")
 for name, seeds in sorted(views.items(), key=lambda item: (not item[0].startswith("*"), item[0])):
