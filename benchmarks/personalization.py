@@ -1,6 +1,6 @@
 """Print what each way of personalization is worth to the clients: `python benchmarks/personalization.py OUT`.
 
-OUT is the folder of `journeys/federations.toml`; its stages on the hotels are read. Each client counts the same; figures
+OUT is the folder of `journeys/federations.toml`, of which the hotels are read. Each client counts the same; figures
 are means over the seeds.
 """
 
