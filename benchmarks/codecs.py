@@ -22,7 +22,6 @@ SEEDS = (0, 1, 2)
 BACK = {"error_feedback": True}
 STACKS = [
     {},
-    {"zstd": 3},
     {"codec": ["float16"]},
     {"codec": ["int8"]},
     {"codec": ["int8"], "down_codec": ["int8"]},
@@ -30,13 +29,9 @@ STACKS = [
     {"codec": ["int4"]},
     {"codec": ["ternary"]},
     {"codec": ["sign"]} | BACK,
-    {"codec": ["rotation"]},
     {"codec": ["rotation"]} | BACK,
     {"codec": ["rotation"], "rotation_bits": 4},
     {"codec": ["low_rank"]} | BACK,
-    {"codec": ["low_rank", "int8"]} | BACK,
-    {"codec": ["random_k"], "keep": 0.1} | BACK,
-    {"codec": ["top_k"]},
     {"codec": ["top_k"]} | BACK,
     {"codec": ["top_k", "int8"], "zstd": 3} | BACK,
     {"codec": ["top_k", "int8"], "keep": 0.02, "down_codec": ["int8"]} | BACK,
