@@ -198,6 +198,13 @@ def test_vocabulary_tells_topics_apart_on_new_rows_too():
         assert sum(purity) >= 0.95 * len(made_rows)
 
 
+def test_texts_without_a_known_word_are_nobodys_in_particular():
+    texts = ["cheap and fast", "cheap fast", "slow but kind", "kind but slow"] * 10
+    known, unknown = (Rows(some, [], [], "toy", "0" * 64) for some in (texts, [f"word{n}" for n in range(40)]))
+    _, test = dealt("vocabulary", known, unknown, clients=2)
+    assert min(sizes(test)) >= 10
+
+
 def test_chinese_is_compared_by_its_characters():
     texts = ["味道很好", "很好的味道", "送餐太慢", "太慢了送餐"] * 10
     rows, _ = dealt("vocabulary", Rows(texts, [], [], "toy", "0" * 64), clients=2)

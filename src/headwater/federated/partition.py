@@ -217,7 +217,13 @@ class Vocabulary:
         x_NV = words.fit_transform(rows.texts)
         found = [_centres(x_NV, self.clients, rng) for _ in range(_STARTS)]
         centres_CV = max(found, key=lambda centres_CV: float((x_NV @ centres_CV.T).max(1).sum()))
-        return lambda rows, _: np.asarray((words.transform(rows.texts) @ centres_CV.T).argmax(1))
+
+        def rule(rows: Rows, rng: np.random.Generator) -> np.ndarray:
+            likeness_NC = np.asarray(words.transform(rows.texts) @ centres_CV.T)
+            anybody_N = rng.integers(self.clients, size=len(rows))  # for texts that share no word with a client
+            return np.where(likeness_NC.any(1), likeness_NC.argmax(1), anybody_N)
+
+        return rule
 
 
 def _centres(x_NV: Any, clusters: int, rng: np.random.Generator) -> np.ndarray:
