@@ -1,6 +1,6 @@
 """Prepare the speakers of tinyshakespeare: `python benchmarks/speakers.py tinyshakespeare wikitext_small OUT`.
 
-OUT gets train.jsonl and test.jsonl, the turns of the speakers with 2,000 characters or more to train on, and wiki.jsonl,
+OUT gets train.jsonl and test.jsonl, the turns of speakers with 2,000 characters or more to train on, and wiki.jsonl,
 the paragraphs of wikitext_small in pieces of 41 to 400 characters: another text, to pre-train on.
 """
 
