@@ -13,6 +13,7 @@ from small_models import personal, sentences, small_checkpoint, write_rows
 from headwater import files
 from headwater.checkpoint import Checkpoint
 from headwater.cli import flag_of, main
+from headwater.errors import ConfigError
 from headwater.folder import seal
 from headwater.verbs import EITHER, MODEL, STAGES, VERBS
 
@@ -381,6 +382,32 @@ def test_help_tells_every_option_and_its_default(verb, capsys):
         elif info.default not in (None, "", ()):
             default = info.default[0] if isinstance(info.default, tuple) else info.default
             assert text.endswith(f"(default: {default})")
+
+
+def required_of(config):
+    given = {name: "here" for name, info in config.model_fields.items() if info.is_required()}
+    return given | ({"to": "hf:owner/name"} if "to" in given else {})
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_options_default_may_be_written_out(verb):
+    config = VERBS[verb].options_class()
+    required = required_of(config)
+    for name, info in config.model_fields.items():
+        if isinstance(info.default, int | float | str) and info.default != "":
+            given = config.parse({**required, name: str(info.default)})
+            assert getattr(given, name) == info.default
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "-1e300"])
+def test_numbers_that_are_none_or_out_of_reach_are_refused(verb, value):
+    config = VERBS[verb].options_class()
+    required = required_of(config)
+    for name, info in config.model_fields.items():
+        if isinstance(info.default, float):
+            with pytest.raises(ConfigError, match=name):
+                config.parse({**required, name: value})
 
 
 def test_help_shows_a_default_of_zero_and_of_one(capsys):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -11,11 +13,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers import same_bits, toy_config, toy_examples, toy_model
+from helpers import same_bits, toy_config, toy_examples, toy_model, toy_rows, write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater.errors import ConfigError
+from headwater.errors import CheckpointError, ConfigError
 from headwater.federated import SAMPLERS
 from headwater.federated.aggregators import Mean, Median, WeightedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
@@ -421,6 +423,41 @@ def test_more_clients_than_there_are_are_refused(name, data, source, tmp_path):
     with pytest.raises(ConfigError, match=f"{name} = 7: there are 6 clients"):
         federate(source, fed_options(data, tmp_path / "f", **{name: 7}))
     assert not (tmp_path / "f").exists()
+
+
+def test_rounds_in_which_nobody_answered_are_noted(data, source, tmp_path):
+    made = federate(source, fed_options(data, tmp_path / "f", deadline=1e-4))
+    (idle,) = [note for note in StageRecord.load(tmp_path / "f").notes if "too few answered" in note]
+    assert idle == "In 4 of 4 rounds too few answered for a step: the model is the one that it began with."
+    assert same_bits(weights_of(made.model()), weights_of(source.model()))
+
+
+def test_clients_that_never_learn_are_noted_and_no_part_of_what_own_models_change(data, source, tmp_path):
+    rows = toy_rows(90, seed=2, clients=8)
+    write_csv(tmp_path / "test.csv", rows)
+    given = {"test": str(tmp_path / "test.csv"), "participation": 1.0, "rounds": 1, "personal": "fedper"}
+    federate(source, fed_options(data, tmp_path / "f", **given))
+    notes = " ".join(StageRecord.load(tmp_path / "f").notes)
+    assert "2 of the 8 clients with rows to measure on have none to learn from" in notes
+    gained, lost, same = map(int, re.search(r"(\d+) clients gained, (\d+) lost, (\d+) stayed", notes).groups())
+    assert gained + lost + same == 6
+
+
+def test_what_clients_kept_may_not_be_lost(data, source, tmp_path, monkeypatch):
+    given = {"method": ["scaffold"], "aggregator": "mean", "server_momentum": 0.0}
+    after = _Federation.after_round
+
+    def kill(self, state):
+        after(self, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Federation, "after_round", kill)
+        with pytest.raises(KeyboardInterrupt):
+            federate(source, fed_options(data, tmp_path / "f", **given))
+    shutil.rmtree(tmp_path / "f.partial" / ".clients")
+    with pytest.raises(CheckpointError, match="what the clients had kept is gone"):
+        federate(source, fed_options(data, tmp_path / "f", resume=True, **given))
 
 
 def test_options_without_effect_are_noted():

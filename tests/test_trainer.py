@@ -225,6 +225,16 @@ def test_a_damaged_state_is_refused_by_name(tmp_path):
     assert load_state(None) is None
 
 
+def test_a_state_of_which_one_bit_has_changed_is_refused(tmp_path):
+    state = tmp_path / "state"
+    save_state(state, {"a": torch.ones(3), "b": torch.tensor(2.0)}, {"step": 1})
+    whole = state.read_bytes()
+    for place in range(len(whole)):
+        state.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError, match="delete its folder and start again"):
+            load_state(state)
+
+
 def test_training_stops_when_the_figure_no_longer_improves():
     fitting = Fitting()
     scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])

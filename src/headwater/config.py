@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from headwater.errors import ConfigError, did_you_mean
 
@@ -27,10 +36,34 @@ Several = Annotated[
 Group = TypeVar("Group", bound="Config")
 
 
+MOST = 1e9
+"""No option's number is larger: what is computed with it would no longer fit into float32."""
+
+
+def one_of(*numbers: int) -> AfterValidator:
+    """Return the check that a number is one of these."""
+
+    def check(number: int) -> int:
+        if number not in numbers:
+            raise ValueError(f"should be {', '.join(map(str, numbers[:-1]))} or {numbers[-1]}")
+        return number
+
+    return AfterValidator(check)
+
+
 class Config(BaseModel):
     """The base of every config: immutable, no unknown keys, the docstring under a field is its help text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _in_reach(cls, value: Any) -> Any:
+        if isinstance(value, float) and abs(value) > MOST:
+            raise ValueError(f"should be at most {MOST:.0e}")
+        return value
 
     def only(self, group: type[Group]) -> Group:
         """Return one of the option groups that this config is put together from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ def save_state(path: Path | None, tensors: Weights, facts: dict[str, Any]) -> No
     if path is not None:
         # The library refuses tensors that share memory, as the best weights and the current ones may.
         copies = {name: value.clone() for name, value in tensors.items()}
-        write_atomic(path, safetensors.torch.save(copies, {"facts": json.dumps(facts)}))
+        said = json.dumps(facts)
+        write_atomic(path, safetensors.torch.save(copies, {"facts": said, "sha256": _digest(copies, said)}))
 
 
 def load_state(path: Path | None) -> tuple[Weights, dict[str, Any]] | None:
@@ -32,12 +34,28 @@ def load_state(path: Path | None) -> tuple[Weights, dict[str, Any]] | None:
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as stream:
-            facts = json.loads(stream.metadata()["facts"])
-            return {name: stream.get_tensor(name) for name in stream.keys()}, facts  # noqa: SIM118 - no mapping
+            said = stream.metadata()
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - no mapping
+        facts, whole = json.loads(said["facts"]), said["sha256"] == _digest(tensors, said["facts"])
     except Exception as error:
         raise CheckpointError(
             f"the state of the interrupted run in {path} can't be read ({error}): delete its folder and start again"
         ) from error
+    if not whole:
+        raise CheckpointError(
+            f"the state of the interrupted run in {path} has changed since it was written: delete its folder and start "
+            "again"
+        )
+    return tensors, facts
+
+
+def _digest(tensors: Weights, facts: str) -> str:
+    """Return the SHA-256 of a state, whatever order its tensors are in."""
+    digest = hashlib.sha256(facts.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Weights:

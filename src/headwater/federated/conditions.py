@@ -27,7 +27,7 @@ _GRID = 1 << 52
 class ConditionOptions(Config):
     """The simulated world."""
 
-    speed_spread: Annotated[float, Field(ge=0.0)] = 0.0
+    speed_spread: Annotated[float, Field(ge=0.0, le=5.0)] = 0.0
     """How unlike the clients' speeds are: the standard deviation of their logarithm. With 0 a client takes as long as
     its rows ask for; with 1 one in six is more than 2.7 times slower than the median."""
     dropout_rate: Fraction = 0.0
@@ -39,7 +39,8 @@ class ConditionOptions(Config):
     deadline: Annotated[float, Field(ge=0.0)] = 0.0
     """When the server closes a round, in multiples of the time that the median client needs; 0 waits for all."""
     partial_work: bool = False
-    """A client that the deadline is too short for does as many steps as it has time for, instead of failing."""
+    """A client that the deadline is too short for does as many steps as it has time for, but one at least, instead of
+    failing."""
 
     def unread(self) -> dict[str, str]:
         """Each has something to work on."""

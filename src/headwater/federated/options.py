@@ -60,7 +60,7 @@ class FederateOptions(
     hidden_state: Literal["carried", "reset"] = "carried"
     """What a stream's window begins with, with `--bptt`: the state that the last one has left, or zeros. A round begins
     with zeros, and no state is ever sent."""
-    client_lr: Annotated[float, Field(gt=0.0)] = 0.3
+    client_lr: Annotated[float, Field(gt=0.0, le=1e6)] = 0.3
     """A client's learning rate."""
     client_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Times the client's learning rate from each round to the next, such as 0.99: clients who differ come closer."""
@@ -90,7 +90,7 @@ class FederateOptions(
     """Stop as soon as the held-out accuracy reaches this; 0 doesn't."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Stop after this many rounds without a better held-out accuracy; 0 doesn't."""
-    epsilon: Annotated[float, Field(ge=0.0)] = 0.0
+    epsilon: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
     """Client-level differential privacy within this epsilon over all rounds; 0 is without. Works with `mean`, and
     best with `--server-momentum 0`, which does not add the noise up."""
     delta: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -142,8 +142,9 @@ class FederateOptions(
     @model_validator(mode="after")
     def _servers_halves_fit(self) -> FederateOptions:
         for method in ("scaffold", "feddyn"):
+            exact = " --server-optimizer sgd --server-momentum 0" if method == "feddyn" else ""
             if method in self.method and self.aggregator in ("weighted", "validation"):
-                raise ValueError(f"{method}'s server takes the clients for equal: use --aggregator mean")
+                raise ValueError(f"{method}'s server takes the clients for equal: use --aggregator mean{exact}")
             if method in self.method and self.min_replies > 1:
                 raise ValueError(f"{method}'s clients and server must move together: leave --min-replies at 1")
         if "feddyn" in self.method and (self.server_optimizer != "sgd" or self.server_momentum):

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from headwater.config import DataOptions, ValueColumns
 from headwater.data.examples import Examples
-from headwater.data.rows import Rows, choose, hold_out, label_set, read_rows, row_notes
+from headwater.data.rows import LEAST_HELD_OUT, Rows, choose, hold_out, label_set, read_rows, row_notes
 from headwater.errors import ConfigError, DataError
 from headwater.features.featurizer import FeatureOptions, Featurizer
 from headwater.federated import PARTITIONERS
@@ -154,7 +154,8 @@ def read_population(
         test = dealt[0] if dealt else None
     if not len(valid) and not test:
         raise ConfigError(
-            f"{options.data} has {len(rows)} rows, too few to hold any out: raise --valid, or give --test"
+            f"{options.data} has {len(rows)} rows, too few to hold {LEAST_HELD_OUT} of them out: raise --valid, or "
+            "give --test"
         )
     return Population(train, valid, test or valid, "test" if test else "valid", _labels(labels, found))
 

@@ -34,7 +34,7 @@ class SamplingOptions(Config):
     """Share of the clients that take part in a round; at least two do, if there are two."""
     cohort: Annotated[int, Field(ge=0)] = 0
     """How many clients take part in a round, in place of `--participation`; 0 goes by that."""
-    over_select: Annotated[float, Field(ge=0.0)] = 0.0
+    over_select: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     """Share of clients that are asked beyond those wanted: a round closes when as many as are wanted have answered."""
 
     def unread(self) -> dict[str, str]:

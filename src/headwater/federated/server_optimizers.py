@@ -22,7 +22,7 @@ class ServerOptions(Config):
 
     server_optimizer: Annotated[str, name_in("headwater.server_optimizers", SERVER_OPTIMIZERS)] = "sgd"
     """`sgd` (with momentum, FedAvgM), or one that gives each number a rate of its own: `adam`, `yogi` or `adagrad`."""
-    server_lr: Annotated[float | None, Field(gt=0.0)] = None
+    server_lr: Annotated[float | None, Field(gt=0.0, le=1e6)] = None
     """Times the aggregate; left out, it is what the optimizer usually takes: 1 of `sgd`, plain federated averaging,
     0.01 of `adam` and `yogi`, 0.03 of `adagrad`."""
     server_momentum: Fraction = 0.9
@@ -30,7 +30,7 @@ class ServerOptions(Config):
     forward; with `sgd`, 0 is FedAvg."""
     server_beta2: Fraction = 0.99
     """Share of the mean square of the last aggregates that is kept, by `adam` and `yogi`."""
-    server_tau: Annotated[float, Field(gt=0.0)] = 0.001
+    server_tau: Annotated[float, Field(ge=1e-12)] = 0.001
     """How little an aggregate's numbers may be for `adam`, `yogi` and `adagrad` to make much of them."""
 
     def unread(self) -> dict[str, str]:

@@ -11,8 +11,8 @@ import torch
 
 from headwater.checkpoint import Checkpoint
 from headwater.data.rows import TOO_FEW, Rows
-from headwater.errors import ConfigError, WorkerError
-from headwater.federated.aggregators import Guarded
+from headwater.errors import CheckpointError, ConfigError, WorkerError
+from headwater.federated.aggregators import Guarded, TrimmedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.assembly import Assembly, begun
 from headwater.federated.controls import measure_alone, train_central
@@ -102,7 +102,8 @@ class _Federation:
         rows = {client: len(found) for client, found in self.population.train.by_client().items()}
         self.pieces = Assembly(options, self.checkpoint, self.model, self.examples, rows)
         data = self.population.train.sha256
-        self.cohort = self.pieces.cohort(workspace.folder / ".clients", ranks, data)
+        self.kept = workspace.folder / ".clients"
+        self.cohort = self.pieces.cohort(self.kept, ranks, data)
 
     def _measure(self, rows: Rows) -> Measure:
         return Measure(rows, self.checkpoint.config.make_task(), self.checkpoint.featurizer, self.population.labels)
@@ -112,6 +113,8 @@ class _Federation:
         algorithm, privacy = self.assemble()
         loaded = load_state(self.workspace.state_file())
         state = FederationState.of(*loaded) if loaded else FederationState(self.pieces.sent)
+        if loaded and loaded[1]["clients_keep"] and not self.kept.is_dir():
+            raise CheckpointError(f"what the clients had kept is gone from {self.kept}: delete its folder, start again")
         with self.cohort:
             weights, why = run_rounds(
                 algorithm,
@@ -131,7 +134,7 @@ class _Federation:
             "privacy": privacy,
             "data": self.uses(),
             "baselines": trivial(self.population, self.checkpoint.featurizer),
-            "notes": self.notes(algorithm),
+            "notes": [*self.notes(algorithm), *self.idle(state.records)],
         }
         return self.outcome(weights, facts)
 
@@ -151,8 +154,9 @@ class _Federation:
         differing_own = differing(own, weights)
         found = best.facts(self.population.test_name)
         found["metrics"] |= {"before": before.figures()} | beside
-        if own:
-            facts["notes"].append(f"{_OWN} {' '.join(changes_over_clients(self.test.by_client, shared, best))}")
+        learned = [client for client in self.test.by_client if client in self.examples]
+        if own and learned:
+            facts["notes"].append(f"{_OWN} {' '.join(changes_over_clients(learned, shared, best))}")
             facts["notes"] += [*([_AT_HOME] if facts["privacy"] else []), *([] if differing_own else [_ALIKE])]
         if self.options.controls:
             views["accuracy_alone"] = self.add_controls(facts, before)
@@ -263,7 +267,8 @@ class _Federation:
 
     def after_round(self, state: FederationState) -> None:
         """Save the state and show the figures."""
-        save_state(self.workspace.state_file(), state.tensors(), state.facts())
+        facts = state.facts() | {"clients_keep": self.kept.is_dir()}
+        save_state(self.workspace.state_file(), state.tensors(), facts)
         record = state.records[-1]
         sent = sum(row.bytes_up for row in state.records) / 2**20
         taken = f"{record.clients - len(record.failed)} of {record.clients} clients"
@@ -307,15 +312,33 @@ class _Federation:
             notes.append(f"{TOO_FEW}: --valid was ignored, the model is that of the last round.")
         if self.options.task == "classification" and self.checkpoint.labels != self.source.labels:
             notes.append("The clients' rows have other labels than the model had: its head was drawn anew.")
-        if isinstance(algorithm.aggregator, Guarded):
+        if isinstance(algorithm.aggregator, Guarded | TrimmedMean):
             asked = self.options.buffer or len(algorithm.sampler.sample(1, sorted(self.examples)))
-            hostile = algorithm.aggregator.taken(asked)
-            notes.append(f"{self.options.aggregator} takes {hostile} of a round's {asked} clients for hostile.")
+            taken = algorithm.aggregator.taken(asked)
+            for_what = (
+                "for hostile" if isinstance(algorithm.aggregator, Guarded) else "out of each number at either end"
+            )
+            notes.append(f"{self.options.aggregator} takes {taken} of a round's {asked} clients {for_what}.")
+        if self.options.freeze == "embedding" and self.checkpoint.featurizer.modality != "text":
+            notes.append("--freeze embedding was ignored: a model of numbers has none.")
+        untrained = [client for client in self.test.by_client if client not in self.examples]
+        if untrained:
+            notes.append(
+                f"{len(untrained)} of the {len(self.test.by_client)} clients with rows to measure on have none to learn"
+                " from: they are measured with the shared model."
+            )
         if attackers:
             notes.append(f"{len(attackers)} clients attack ({self.options.attack}): {', '.join(attackers)}.")
         if self.seen_before():
             notes.append(_SEEN)
         return notes
+
+    def idle(self, records: Sequence[RoundRow]) -> list[str]:
+        """Return whether rounds went by without a step; with privacy or a buffer there is always one."""
+        least = 0 if self.options.epsilon or self.options.buffer else self.options.min_replies
+        idle = sum(record.clients - len(record.failed) < least for record in records)
+        begun_with = ": the model is the one that it began with" if idle == len(records) else ""
+        return [f"In {idle} of {len(records)} rounds too few answered for a step{begun_with}."] if idle else []
 
     def seen_before(self) -> bool:
         """Return whether an earlier stage of the model has already learned from the clients' file."""

@@ -22,6 +22,10 @@ from headwater.weights import Weights
 
 MOST_ROWS = 10**9
 """More rows than any client has: a larger number is a mistake or an attempt to own the weighted mean."""
+_DIVERGED = (
+    "its training diverged, its update isn't finite: lower --client-lr, or what else its loss or its update is "
+    "multiplied by"
+)
 _ROOM = 1 << 20
 """Bytes that a message may have beyond twice those of what is aggregated."""
 
@@ -141,7 +145,7 @@ def received(update: Update, instruction: Instruction, transforms: Sequence[Upda
         raise _refused("not an update of the shared weights' names, types and shapes", client, instruction)
     # A sum is finite only if all of it is, and is had at a fraction of the time; if it isn't, it may have overflowed.
     if not all(math.isfinite(value.sum()) or bool(value.isfinite().all()) for value in update.delta.values()):
-        raise _refused("its training diverged, its update isn't finite: lower --client-lr", client, instruction)
+        raise _refused(_DIVERGED, client, instruction)
     if not all(type(value) in (int, float) and math.isfinite(value) for value in update.metrics.values()):
         raise _refused("its figures aren't finite numbers: lower --client-lr", client, instruction)
     return update

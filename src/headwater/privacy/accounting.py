@@ -111,7 +111,7 @@ def noise_for(epsilon: float, *, sampling_rate: float, rounds: int, delta: float
     except Exception as error:  # the library raises several kinds
         raise ConfigError(
             f"epsilon = {epsilon}: no amount of noise keeps {rounds} rounds at a sampling rate of {sampling_rate} "
-            f"within it (delta {delta:.1e}): raise --epsilon, or lower --rounds or --participation"
+            f"within it (delta {delta:.1e}): raise --epsilon, or lower --rounds or the share of clients in a round"
         ) from error
 
 

@@ -44,9 +44,13 @@ class TrimmedMean:
         deltas = [update.delta for update in updates]
         if not deltas:
             return zeros_like(like)
-        cut = min(share_of(self.trim, len(deltas)), (len(deltas) - 1) // 2)
+        cut = self.taken(len(deltas))
         kept = slice(cut, len(deltas) - cut)
         return {name: torch.stack([delta[name] for delta in deltas]).sort(0).values[kept].mean(0) for name in like}
+
+    def taken(self, clients: int) -> int:
+        """Return how many of a round's clients are left out at each end."""
+        return min(share_of(self.trim, clients), (clients - 1) // 2)
 
 
 def median(values: Tensor) -> Tensor:

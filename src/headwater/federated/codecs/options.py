@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from headwater.config import Config, Several
+from headwater.config import Config, Several, one_of
 from headwater.federated import CODECS
 from headwater.registry import name_in
 
@@ -29,7 +29,7 @@ class CodecOptions(Config):
     """Share of each tensor's numbers that `top_k` and `random_k` keep."""
     rank: Annotated[int, Field(ge=1)] = 4
     """Rank of `low_rank`'s factors."""
-    rotation_bits: Literal[1, 2, 4] = 1
+    rotation_bits: Annotated[int, one_of(1, 2, 4)] = 1
     """Bits of a number behind `rotation`; weights want 4."""
 
     def unread(self) -> dict[str, str]:
