@@ -22,17 +22,14 @@ SEEDS = (0, 1, 2)
 BACK = {"error_feedback": True}
 STACKS = [
     {},
-    {"codec": ["float16"]},
     {"codec": ["int8"]},
     {"codec": ["int8"], "down_codec": ["int8"]},
     {"codec": ["sparse_rows", "int8"], "zstd": 3},
     {"codec": ["int4"]},
     {"codec": ["ternary"]},
     {"codec": ["sign"]} | BACK,
-    {"codec": ["rotation"]} | BACK,
     {"codec": ["rotation"], "rotation_bits": 4},
     {"codec": ["low_rank"]} | BACK,
-    {"codec": ["top_k"]} | BACK,
     {"codec": ["top_k", "int8"], "zstd": 3} | BACK,
     {"codec": ["top_k", "int8"], "keep": 0.02, "down_codec": ["int8"]} | BACK,
 ]
