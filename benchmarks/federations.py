@@ -28,12 +28,12 @@ for name, records in found.items():
         [record.baselines.get("tfidf_logistic_regression", {}) for record in records],
         [record.metrics["before"] for record in records],
         [record.controls["alone"] for record in records],
-        [record.metrics["test"] for record in records],
+        [record.metrics["test" if "test" in record.metrics else "valid"] for record in records],
         [record.controls["central"] for record in records],
     ]
     cells = []
     for seeds in figures:
         values = [seed["accuracy"] for seed in seeds if seed]
-        cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else "-")
+        cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" if values else "-")
     tenth = [worst_decile([row.metrics["accuracy"] for row in record.clients]) for record in records]
     print(f"| {name} | {len(records)} |", " | ".join([*cells, f"{np.mean(tenth):.3f}"]), "|")

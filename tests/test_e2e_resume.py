@@ -53,7 +53,8 @@ def stopped(command, out, number, whom=lambda process: process.pid):
     process = start(*command)
     while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
         time.sleep(0.002)
-    os.kill(whom(process), number)
+    if process.poll() is None:
+        os.kill(whom(process), number)
     _, err = process.communicate()  # ends when nobody has the pipes any more: neither the command nor its workers
     assert state.exists(), err
     assert not out.exists()

@@ -838,6 +838,14 @@ def test_a_client_that_diverges_alone_is_named_and_keeps_the_starts_answers(sour
     assert alone.figures() == before.figures()
 
 
+def test_clients_that_diverged_alone_are_named_in_the_record(data, source, tmp_path, monkeypatch):
+    kept = "headwater.federated.verb.measure_alone"
+    monkeypatch.setattr(kept, lambda *given: (given[3], [f"c{n}" for n in range(12)]))
+    federate(source, fed_options(data, tmp_path / "f", rounds=1))
+    said = "Alone 12 clients diverged and keep the start's answers: c0, c1, c2, c3, c4, c5, c6, c7 and others."
+    assert said in StageRecord.load(tmp_path / "f").notes
+
+
 @pytest.mark.parametrize(
     "changes", [{}, PRIVATE_RUN, {"server_momentum": 0.0, "freeze": "embedding", "aggregator": "median"}]
 )

@@ -213,6 +213,14 @@ def test_pfedme_moves_towards_the_clients_own_model_by_the_rate_times_the_pull()
     close(free, add_scaled(begin(), alone), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["pfedme", "perfedavg"])
+def test_of_what_is_learned_in_two_loops_the_outer_rate_falls(name):
+    rows, later = toy_examples(8), Instruction(3, begin(), 0)
+    falls = personalizer(name, local(PLAIN, lr_decay=0.5))(later, Client("c", rows)).delta
+    quarter = personalizer(name, local(PLAIN, lr=0.3 / 4))(later, Client("c", rows)).delta
+    close(falls, quarter)
+
+
 def test_perfedavg_without_adapting_is_plain_descent_and_its_model_is_a_few_steps_away():
     rows = toy_examples(8)
     learner = personalizer("perfedavg", local(PLAIN), inner_lr=1e-12)

@@ -425,6 +425,19 @@ def test_more_clients_than_there_are_are_refused(name, data, source, tmp_path):
     assert not (tmp_path / "f").exists()
 
 
+def test_the_learning_rate_of_the_options_falls(data, source, tmp_path):
+    given = {"rounds": 2, "participation": 1.0}
+    whole, falls = (
+        federate(source, fed_options(data, tmp_path / str(decay), client_lr_decay=decay, **given))
+        and StageRecord.load(tmp_path / str(decay)).rounds
+        for decay in (1.0, 0.1)
+    )
+    assert falls[0] == whole[0]
+    assert falls[1] != whole[1]
+    with pytest.raises(ConfigError, match="leaves a learning rate of 0e\\+00 to the last round: raise it"):
+        FederateOptions.parse({"data": "x", "out": "y", "rounds": 2000, "client_lr_decay": 0.1})
+
+
 def test_rounds_in_which_nobody_answered_are_noted(data, source, tmp_path):
     made = federate(source, fed_options(data, tmp_path / "f", deadline=1e-4))
     (idle,) = [note for note in StageRecord.load(tmp_path / "f").notes if "too few answered" in note]

@@ -6,16 +6,17 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers import toy_rows, toy_series
+from helpers import toy_rows, toy_series, write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.data.rows import Rows
+from headwater.data.series import moments
 from headwater.errors import ConfigError, DataError
 from headwater.federated import PARTITIONERS
 from headwater.federated.options import FederateOptions
 from headwater.federated.partition import deal
-from headwater.federated.population import Population
+from headwater.federated.population import Population, read_population
 from headwater.registry import made
 
 UNLABELLED = sorted(set(PARTITIONERS) - {"dirichlet", "labels"})
@@ -158,27 +159,51 @@ def test_time_gives_blocks_of_the_files_order():
 @pytest.mark.parametrize("shape", ["{}", "2024-01-01T00:{:02}:00+01:00"])
 def test_time_goes_by_a_column_and_deals_other_rows_by_the_training_rows_times(shape):
     def rows(minutes):
-        return replace(toy_rows(len(minutes)), clients=[shape.format(minute) for minute in minutes])
+        times = moments([shape.format(minute) for minute in minutes], "toy", "when")
+        return replace(toy_rows(len(minutes)), times=times)
 
     shuffled = np.random.default_rng(0).permutation(40)
-    train, test = dealt("time", rows(shuffled), rows([0, 25, 59]), partition_column="when", clients=4)
+    train, test = dealt("time", rows(shuffled), rows([0, 25, 59]), clients=4)
     assert train.clients == [f"client-{minute // 10}" for minute in shuffled]
     assert test.clients == ["client-0", "client-2", "client-3"]
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "said"),
+    ("times", "said"),
     [
-        (["1", "soon"], [], "line of data 1: the column 'when' holds '1' where a number or a date"),
-        (["2024-01-31", "soon"], [], "line of data 2: the column 'when' holds 'soon' where a number or a date"),
-        (["2024-01-31", "2024-01-31T00:00+01:00"], [], "give all times with their zone, or none"),
-        (["1", "2"], ["2024-01-31"], "its times can't be compared with those of toy"),
+        (["1", "soon"], "line of data 2: the column 'when' holds 'soon' where a number was expected"),
+        (["2024-01-31", "soon"], "line of data 2: the column 'when' holds 'soon' where a number or a date"),
+        (["2024-01-31", "2024-01-31T00:00+01:00"], "line of data 2: '2024-01-31T00:00+01:00' and '2024-01-31' can't"),
     ],
 )
-def test_times_that_have_no_order_are_refused(train, test, said):
-    rows = [replace(toy_rows(len(times)), clients=times) for times in (train, test)]
+def test_times_that_have_no_order_are_refused(times, said):
     with pytest.raises(DataError, match=re.escape(said)):
-        dealt("time", *rows, partition_column="when", clients=2)
+        moments(times, "toy", "when")
+
+
+def test_times_of_other_rows_are_to_be_of_the_same_kind():
+    rows = [replace(toy_rows(2), times=moments(times, "toy", "when")) for times in (["1", "2"], ["2024-01-31"] * 2)]
+    with pytest.raises(DataError, match="its times can't be compared with those of toy"):
+        dealt("time", *rows, clients=2)
+
+
+def test_rows_are_dealt_by_the_column_of_the_file(tmp_path):
+    rows = toy_rows(700)
+    days = [f"2024-{1 + n // 28:02}-{1 + n % 28:02}" for n in np.random.default_rng(0).permutation(700) // 3]
+    write_csv(tmp_path / "rows.csv", replace(rows, clients=days))
+    given = {"data": str(tmp_path / "rows.csv"), "test": str(tmp_path / "rows.csv"), "clients": 7, "out": "-"}
+    options = FederateOptions(**given, partition="time", partition_column="client")
+    population = read_population(options, 0)
+    for part in (population.train, population.valid, population.test):
+        last = [max(part.times[row] for row in found) for found in part.by_client().values()]
+        first = [min(part.times[row] for row in found) for found in part.by_client().values()]
+        assert len(last) == 7
+        assert all(before <= after for before, after in zip(last[:-1], first[1:], strict=True))
+    (tmp_path / "rows.csv").write_text((tmp_path / "rows.csv").read_text().replace(days[400], "soon"))
+    with pytest.raises(DataError, match=f"line of data {1 + days.index(days[400])}: .* holds 'soon'"):
+        read_population(options, 0)
+    unread = FederateOptions(**given, partition="iid", partition_column="nowhere")
+    assert len(read_population(unread, 0).test) == 700
 
 
 def test_vocabulary_tells_topics_apart_on_new_rows_too():

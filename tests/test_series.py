@@ -98,7 +98,7 @@ def test_an_array_a_recording(tmp_path):
     assert [values.tolist() for values in series.values] == [[[1], [2], [3]], [[0], [1], [2], [3], [4]]]
     assert (series.names, series.labels) == (["a/1", "b"], ["a", "b"])
     assert read_series(tmp_path / "a.npz", columns("*")).labels == []
-    with pytest.raises(DataError, match="which has no clients"):
+    with pytest.raises(DataError, match="which has no other columns"):
         read_series(tmp_path / "a.npz", columns("*"), label="label", client="client")
 
 

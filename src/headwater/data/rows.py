@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -28,7 +29,7 @@ LEAST_HELD_OUT = 50
 """Fewer held-out rows would choose an epoch or a round by chance."""
 TOO_FEW = f"Too few rows to hold {LEAST_HELD_OUT} of them out"
 
-_BY_ROW = ("inputs", "labels", "clients", "recordings", "starts")
+_BY_ROW = ("inputs", "labels", "clients", "recordings", "starts", "times")
 """What `Rows` has one of for each row, or none of."""
 Role = Literal["train", "valid", "test", "source", "unlabelled"]
 
@@ -45,6 +46,7 @@ class Rows:
         sha256: Of the file's bytes.
         recordings: Of numbers: what the file calls the row, or the recording that it is a window of; else empty.
         starts: Of windows: the step of its recording that each begins with, from 0; else empty.
+        times: When each row is from, where that was asked for; else empty.
     """
 
     inputs: Inputs
@@ -54,6 +56,7 @@ class Rows:
     sha256: str
     recordings: Sequence[str] = ()
     starts: Sequence[int] = ()
+    times: Sequence[float] | Sequence[datetime] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -181,7 +181,7 @@ def _recordings(
 ) -> Series:
     """Take each array as a row; its label is its name, up to a `/` if there is one."""
     if client is not None:
-        raise DataError(f"client = {client!r}: {path} is read as an array a recording, which has no clients")
+        raise DataError(f"the column {client!r}: {path} is read as an array a recording, which has no other columns")
     names = [name for name in arrays if not name.endswith(SCALE)]
     if not names:
         raise DataError(f"{path} holds no arrays: give a recording at least")
@@ -278,10 +278,8 @@ def moments(column: Sequence[str], path: Path | str, name: str) -> Sequence[floa
     Raises:
         DataError: They are neither, or some dates have a zone and some have none.
     """
-    try:
+    if _is_number(column[0]):
         return list(map(float, _numbers(column, path, name)))
-    except DataError:
-        pass
     dates: list[datetime] = []
     for line, text in enumerate(column, start=1):
         try:
@@ -297,6 +295,14 @@ def moments(column: Sequence[str], path: Path | str, name: str) -> Sequence[floa
                 "times with their zone, or none"
             )
     return dates
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _numbers(column: Sequence[str], path: Path | str, name: str) -> np.ndarray:

@@ -78,6 +78,7 @@ def measure_alone(
     alone = copy.copy(local)
     alone.epochs, alone.steps, alone.methods, alone.own = ALONE_EPOCHS, 0, (), ()
     learning = [client for client in test if client in clients]
+    diverged: list[ClientId] = []
 
     def trained() -> Iterator[tuple[ClientId, SequenceModel]]:
         with LocalCohort(clients, alone, processes=processes) as cohort:
@@ -86,5 +87,4 @@ def measure_alone(
                 yield update.client, alone.model
         diverged.extend(cohort.replies.refused)
 
-    diverged: list[ClientId] = []
     return before.with_clients(trained()), diverged

@@ -23,6 +23,8 @@ from headwater.registry import name_in
 from headwater.tasks import TASKS
 from headwater.tasks.language_modeling import LanguageModelingOptions
 
+_LEAST_LR = 1e-30
+"""Smaller ones vanish in float32, and what is divided by them is no number."""
 FEDERATED = {name: place for name, place in TASKS.items() if name != "representation"}
 
 
@@ -130,6 +132,9 @@ class FederateOptions(
         for method in ("scaffold", "fednova"):
             if method in self.method and self.client_optimizer != "sgd":
                 raise ValueError(f"{method} counts steps of plain gradient descent: use --client-optimizer sgd")
+        last = self.client_lr * self.client_lr_decay ** (self.rounds - 1)
+        if last < _LEAST_LR:
+            raise ValueError(f"client_lr_decay leaves a learning rate of {last:.0e} to the last round: raise it")
         if "moon" in self.method and self.bptt:
             raise ValueError("moon compares the representations of rows, and streams have none: leave --bptt at 0")
         if self.epsilon and self.method and set(self.method) - {"fedprox"}:

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from headwater.data.rows import Rows
-from headwater.data.series import moments
 from headwater.errors import ConfigError, DataError
 
 Rule = Callable[[Rows, np.random.Generator], np.ndarray]
@@ -175,28 +174,16 @@ class Length:
 
 @dataclass(frozen=True)
 class Time:
-    """Clients of different times: contiguous blocks of the rows, the first client's are the earliest.
-
-    Attributes:
-        clients: How many.
-        partition_column: The rows' times are what stands where their clients would (numbers, or dates as of ISO 8601);
-            without it the rows are in the order of their file.
-    """
+    """Clients of different times, the first client's are the earliest; rows without times are in the file's order."""
 
     clients: int
-    partition_column: str | None = None
 
     def fit(self, rows: Rows, rng: np.random.Generator) -> Rule:
-        """Return the rule: with times, rows later than the last one are the last client's.
-
-        Raises:
-            DataError: What should be times is neither numbers nor dates.
-        """
+        """Return the rule: contiguous blocks; rows later than the last training row are the last client's."""
         del rng
-        column = self.partition_column
-        if column is None:
+        if not rows.times:
             return lambda rows, _: _blocks(np.arange(len(rows)) / len(rows), self.clients)
-        return _by_rank(lambda rows: np.array(moments(rows.clients, rows.source, column)), rows, self.clients)
+        return _by_rank(lambda rows: np.array(rows.times), rows, self.clients)
 
 
 @dataclass(frozen=True)

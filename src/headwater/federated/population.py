@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from pydantic import Field
 from headwater.config import DataOptions, ValueColumns
 from headwater.data.examples import Examples
 from headwater.data.rows import LEAST_HELD_OUT, Rows, choose, hold_out, label_set, read_rows, row_notes
+from headwater.data.series import moments
 from headwater.errors import ConfigError, DataError
 from headwater.features.featurizer import FeatureOptions, Featurizer
 from headwater.federated import PARTITIONERS
@@ -24,7 +25,7 @@ from headwater.registry import init_fields, lookup, made, name_in
 
 _MOST_GROUPS = 100
 """That the picture of a population has room for."""
-_READ_BY = {"partition_column": "time", "alpha": "dirichlet or quantity", "labels_per_client": "labels"}
+_READ_BY = {"alpha": "dirichlet or quantity", "labels_per_client": "labels"}
 
 
 class PopulationOptions(DataOptions):
@@ -49,9 +50,10 @@ class PopulationOptions(DataOptions):
     def unread(self) -> dict[str, str]:
         """A client column leaves nothing to deal; a partitioner reads what it has a field for."""
         if self.client is not None:
-            return dict.fromkeys(("partition", "clients", *_READ_BY), "without --client")
+            return dict.fromkeys(("partition", "partition_column", "clients", *_READ_BY), "without --client")
         read = {field.name for field in init_fields(lookup("headwater.partitioners", PARTITIONERS, self.partition))}
-        return {name: f"with --partition {by}" for name, by in _READ_BY.items() if name not in read}
+        unread = {name: f"with --partition {by}" for name, by in _READ_BY.items() if name not in read}
+        return unread | ({} if self.partition == "time" else {"partition_column": "with --partition time"})
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,11 @@ def read_population(
 
     def read(data: str) -> Rows:
         text, label = options.text, options.label if labelled else None
-        client = options.partition_column if options.client is None else options.client
-        return read_rows(data, text=text, label=label, client=client, values=values, features=features)
+        column = None if "partition_column" in options.unread() else options.partition_column
+        rows = read_rows(
+            data, text=text, label=label, client=column or options.client, values=values, features=features
+        )
+        return replace(rows, clients=(), times=moments(rows.clients, data, column)) if column else rows
 
     rows = read(options.data)
     found = label_set(rows) if labelled else ()

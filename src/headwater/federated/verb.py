@@ -41,6 +41,8 @@ _AT_HOME = (
     "Epsilon is that of what clients send. Their own models, which this checkpoint holds too, are for them alone: they "
     "are neither clipped nor noised."
 )
+_NAMED = 8
+"""Clients that are named in a note."""
 _LEARNED = ("train", "source", "unlabelled")
 _SEEN = (
     "An earlier stage of this model has learned from the same file of rows, all in one place and without noise: what "
@@ -272,10 +274,15 @@ class _Federation:
         record = state.records[-1]
         sent = sum(row.bytes_up for row in state.records) / 2**20
         taken = f"{record.clients - len(record.failed)} of {record.clients} clients"
-        more = f"{taken}, {sent:.1f} MiB up, time {record.time:.4g}"
+        time = f", time {record.time:.4g}" if self.timed() else ""
+        more = f"{taken}, {sent:.1f} MiB up{time}"
         progress = self.workspace.progress
         progress.epoch_done(record.round, self.options.rounds, record.metrics, unit="round", more=more)
         progress.advance(record.round, self.options.rounds)
+
+    def timed(self) -> bool:
+        """Return whether time matters: clients are slow or late, or nobody waits for them."""
+        return bool(self.options.speed_spread or self.options.deadline or self.options.buffer)
 
     def add_controls(self, facts: dict[str, Any], before: Measured) -> Measured:
         """Train both controls; return what each client reaches alone."""
@@ -287,7 +294,8 @@ class _Federation:
         rows = self.test.by_client
         alone, diverged = measure_alone(local, self.examples, start, before, rows, seed, self.pieces.processes)
         if diverged:
-            facts["notes"].append(f"Alone these clients diverged and keep the start's answers: {', '.join(diverged)}.")
+            named = ", ".join(diverged[:_NAMED]) + (" and others" if len(diverged) > _NAMED else "")
+            facts["notes"].append(f"Alone {len(diverged)} clients diverged and keep the start's answers: {named}.")
         facts["controls"] = {"central": central.figures(), "alone": alone.figures()}
         return alone
 
