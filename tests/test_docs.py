@@ -6,8 +6,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from helpers import toy_config, toy_examples, toy_model, toy_rows, write_csv
+from helpers import same_bits, toy_rows, write_csv
 
+from headwater.checkpoint import Checkpoint
 from headwater.cli import main
 from headwater.journey import read_journey
 from headwater.records import StageRecord
@@ -78,17 +79,17 @@ def test_the_federations_journey_runs(source_folder, tmp_path, monkeypatch):
     assert len(records) == 3 * 3 + 2
 
 
-def test_the_federations_example_runs():
+def test_the_federations_example_runs(source_folder, tmp_path):
     (python,) = blocks((ROOT / "docs/federated.md").read_text(encoding="utf-8"), "python")
     names: dict = {}
-    exec(compile(python, "federated.md", "exec"), names)  # noqa: S102 - the document's own example
-    config = toy_config()
-    clients = {name: toy_examples(12, seed=seed) for seed, name in enumerate("abcde")}
-    model = toy_model(config)
-    before = weights_of(model)
-    weights, why = names["scaffold"](model, config.make_task(), clients, lambda _: {"accuracy": 0.5, "loss": 1.0})
-    assert why == "reached the limit of 50 rounds"
+    code = python.replace('"author"', '"client"').replace("Stopping(50)", "Stopping(3)")
+    exec(compile(code, "federated.md", "exec"), names)  # noqa: S102 - the document's own example
+    data = write_csv(tmp_path / "reviews.csv", toy_rows(60, clients=5))
+    weights, why = names["scaffold"](source_folder, data)
+    assert why == "reached the limit of 3 rounds"
+    before = weights_of(Checkpoint.load(source_folder).model())
     assert weights.keys() == before.keys()
+    assert not same_bits(weights, before)
 
 
 def test_every_document_that_is_linked_is_there():
