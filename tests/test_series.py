@@ -113,7 +113,7 @@ def test_an_array_a_recording(tmp_path):
         ("row", 2, " ", "line of data 3: the column 'row' is blank"),
         ("t", 1, 0, "line of data 2: the time '0' of row 'p' is there twice"),
         ("t", 3, 0.5, "line of data 4: the time '0.5' of row 'p' comes after '1'"),
-        ("t", 3, "noon", "holds '0' where|holds 'noon' where a number or a date"),
+        ("t", 3, "noon", "holds 'noon' where a number was expected"),
         ("label", 3, "b", "line of data 4: the column 'label' says 'b' of row 'p', and 'a' in line 1"),
     ],
 )

@@ -36,7 +36,7 @@ Several = Annotated[
 Group = TypeVar("Group", bound="Config")
 
 
-MOST = 1e9
+MOST = 1e30
 """No option's number is larger: what is computed with it would no longer fit into float32."""
 
 
