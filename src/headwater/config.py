@@ -36,8 +36,8 @@ Several = Annotated[
 Group = TypeVar("Group", bound="Config")
 
 
-MOST = 1e30
-"""No option's number is larger: what is computed with it would no longer fit into float32."""
+MOST = 3e38
+"""No option's number is larger: it would not fit into float32."""
 
 
 def one_of(*numbers: int) -> AfterValidator:
