@@ -25,6 +25,7 @@ STACKS = [
     {"codec": ["int8"]},
     {"codec": ["int8"], "down_codec": ["int8"]},
     {"codec": ["sparse_rows", "int8"], "zstd": 3},
+    {"codec": ["sparse_rows", "int4"], "zstd": 3},
     {"codec": ["int4"]},
     {"codec": ["ternary"]},
     {"codec": ["sign"]} | BACK,

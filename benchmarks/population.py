@@ -65,7 +65,6 @@ def measure(path: Path, rounds: int) -> dict[str, float]:
     store = ClientStore(path)
     opened = time.perf_counter() - began
     method = FederatedAlgorithm(
-        client_update=LocalTraining(model, config.make_task(), 1, ROWS, 0.3),
         aggregator=WeightedMean(),
         server_optimizer=ServerSGD(1.0, 0.9),
         sampler=Uniform(COHORT / len(store), 0),
@@ -75,7 +74,7 @@ def measure(path: Path, rounds: int) -> dict[str, float]:
     def note_end(_: FederationState) -> None:
         ends.append(time.perf_counter())
 
-    with LocalCohort(store, method.client_update) as cohort:
+    with LocalCohort(store, LocalTraining(model, config.make_task(), 1, ROWS, 0.3)) as cohort:
         state, stopping = FederationState(weights_of(model)), Stopping(WARM_UP + rounds)
         run_rounds(method, cohort, state, stopping, lambda _: {}, seed=0, after_round=note_end)
     seconds = np.diff(ends)[WARM_UP:]

@@ -260,9 +260,8 @@ def start_weights(prefixes=("",)):
     return {name: value for name, value in weights_of(toy_model(CONFIG)).items() if name.startswith(tuple(prefixes))}
 
 
-def algorithm(*, transforms=(), aggregator=None, share=0.6, momentum=0.9, update=None):
+def algorithm(*, transforms=(), aggregator=None, share=0.6, momentum=0.9):
     return FederatedAlgorithm(
-        client_update=update or local(),
         transforms=transforms,
         aggregator=aggregator or WeightedMean(),
         server_optimizer=ServerSGD(1.0, momentum),
@@ -338,7 +337,7 @@ def test_one_client_with_all_rows_and_plain_averaging_is_central_training(optimi
     rows = join(list(population().values()))
     lr = 0.3 if optimizer == "sgd" else 0.01
     train = local(epochs=3, optimizer=optimizer, lr=lr)
-    method = algorithm(aggregator=Mean(), momentum=0.0, update=train)
+    method = algorithm(aggregator=Mean(), momentum=0.0)
     state = FederationState(start_weights())
     weights, _ = run_rounds(
         method, LocalCohort({"all": rows}, train), state, Stopping(1, keep_best=False), measuring(), seed=7
@@ -617,16 +616,19 @@ def test_without_shuffling_the_rows_are_taken_in_their_order():
     assert not train.model.encoder.embedding.sparse
 
 
+class Broken:
+    """A client update that some clients' training diverges in."""
+
+    def __init__(self, *names):
+        self.names = names
+
+    def __call__(self, instruction, client):
+        value = math.nan if client.name in self.names else 1.0
+        return Update(client.name, {n: torch.full_like(v, value) for n, v in instruction.weights.items()}, 1)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_client_that_diverges_is_named(processes):
-    class Broken:
-        def __init__(self, *names):
-            self.names = names
-
-        def __call__(self, instruction, client):
-            value = math.nan if client.name in self.names else 1.0
-            return Update(client.name, {n: torch.full_like(v, value) for n, v in instruction.weights.items()}, 1)
-
     def run(*names):
         state = FederationState(start_weights())
         with LocalCohort(population(), Broken(*names), processes=processes) as cohort:
@@ -639,6 +641,37 @@ def test_a_client_that_diverges_is_named(processes):
     close(weights, {name: value + 1 for name, value in start_weights().items()})
     with pytest.raises(FederationError, match="client 'c0', round 1, receive: .*lower --client-lr"):
         run(*population())
+
+
+class InTurn:
+    """One client a round, in the order given."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def sample(self, round_number, clients):
+        return [self.names[round_number - 1]]
+
+
+@pytest.mark.parametrize(
+    ("order", "fails"), [("01010", None), ("0111", 4), ("1", 1)], ids=["by chance", "three in a row", "at once"]
+)
+def test_rounds_of_refused_answers_make_nothing_until_there_are_three_in_a_row(order, fails):
+    state, names = FederationState(start_weights()), [f"c{number}" for number in order]
+    method = replace(algorithm(aggregator=Mean(), momentum=0.0), sampler=InTurn(names))
+    with LocalCohort(population(), Broken("c1")) as cohort:
+
+        def run():
+            run_rounds(method, cohort, state, Stopping(len(order), keep_best=False), measuring(), seed=7)
+
+        if fails:
+            with pytest.raises(FederationError, match=f"client 'c1', round {fails}, receive"):
+                run()
+        else:
+            run()
+    taken = sum(not row.failed for row in state.records)
+    assert taken == order[: fails or None].count("0")
+    close(state.weights, {name: value + taken for name, value in start_weights().items()})
 
 
 def test_plain_steps_add_and_momentum_keeps_a_share_of_the_last():
@@ -833,7 +866,7 @@ def test_a_client_that_diverges_alone_is_named_and_keeps_the_starts_answers(sour
     start, before = weights_of(model), measure(model)
     clients = {name: measure.examples.take(found) for name, found in measure.by_client.items()}
     local = LocalTraining(model, task, 1, 8, 1e38)
-    alone, diverged = measure_alone(local, clients, start, before, measure.by_client, 0)
+    alone, diverged = measure_alone(local, clients, start, before, measure.by_client, 0, 1)
     assert diverged == list(clients)
     assert alone.figures() == before.figures()
 

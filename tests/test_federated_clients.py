@@ -1,6 +1,6 @@
 """Many clients: the store on disk, its use in a federation, and what grows with the population."""
 
-import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from headwater.federated.aggregators import WeightedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.options import FederateOptions
-from headwater.federated.protocols import Client, FederatedAlgorithm, Instruction
+from headwater.federated.protocols import FederatedAlgorithm, Instruction
 from headwater.federated.sampling import Uniform
 from headwater.federated.server_optimizers import ServerSGD
 from headwater.federated.simulation import LocalCohort
@@ -155,7 +155,6 @@ def test_a_foreign_file_is_refused(tmp_path):
 def run(data, *, processes=1, rounds=3):
     local = LocalTraining(toy_model(CONFIG), CONFIG.make_task(), 1, 8, 0.3, clip=1.0)
     method = FederatedAlgorithm(
-        client_update=local,
         aggregator=WeightedMean(),
         server_optimizer=ServerSGD(1.0, 0.9),
         sampler=Uniform(0.6, 7),
@@ -185,19 +184,6 @@ def test_a_round_reads_its_cohort_only(tmp_path, monkeypatch):
     assert len(set(named)) == 4
 
 
-def test_prepared_batches_are_kept_as_long_as_the_rows():
-    local = LocalTraining(toy_model(CONFIG), CONFIG.make_task(), 1, 8, 0.3, shuffle=False)
-    order = Instruction(1, weights_of(local.model), 0)
-    kept = toy_examples(4)
-    local(order, Client("a", kept))
-    batches = local._prepared[kept]
-    local(order, Client("a", kept))
-    assert local._prepared[kept] is batches
-    local(order, Client("b", toy_examples(5)))
-    gc.collect()
-    assert len(local._prepared) == 1
-
-
 def options(folder, out, /, **changes):
     given = {"data": str(folder / "train.csv"), "test": str(folder / "test.csv"), "client": "client", "out": out}
     fixed = {"quiet": True, "valid": 0.3, "device": "cpu", "rounds": 2, "participation": 0.5, "client_lr": 0.5}
@@ -205,12 +191,18 @@ def options(folder, out, /, **changes):
 
 
 def test_federate_with_a_store_makes_the_same_model_and_leaves_no_store(data, source, tmp_path):
-    plain = federate(source, options(data, tmp_path / "plain"))
-    made = federate(source, options(data, tmp_path / "store", store=True, processes=2))
+    for name, count, seed in (("train.csv", 240, 1), ("test.csv", 90, 2)):
+        rows = toy_rows(count, seed=seed, clients=6)
+        numbers = [str(8 + int(client[1:])) for client in rows.clients]  # as words they stand in another order
+        write_csv(tmp_path / name, replace(rows, clients=numbers))
+    plain = federate(source, options(tmp_path, tmp_path / "plain"))
+    made = federate(source, options(tmp_path, tmp_path / "store", store=True, processes=2))
     assert same_bits(made.tensors, plain.tensors)
     one, other = (StageRecord.load(tmp_path / name) for name in ("plain", "store"))
     assert one.rounds == other.rounds
     assert one.clients == other.clients
+    assert one.controls == other.controls
+    assert {"10", "9"} <= {row.client for row in one.clients}
     assert not list((tmp_path / "store").glob("**/*.arrow"))
 
 

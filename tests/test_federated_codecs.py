@@ -371,13 +371,6 @@ def test_what_a_client_loses_comes_with_its_next_updates():
     assert (total / 40 - delta["w"]).norm() < 0.3 * delta["w"].norm()
 
 
-def test_a_client_that_diverged_begins_anew():
-    transform, client = EncodeUpdates(stack("top_k"), True), Client("ann", None)
-    delta = {name: torch.full_like(value, math.nan) for name, value in LIKE.items()}
-    transform.on_client(Update("ann", delta, 5), ORDER, client)
-    assert all(not value.any() for value in client.state.values())
-
-
 # Weights
 
 
@@ -416,7 +409,6 @@ def run(*transforms, rounds=4, processes=1, methods=(), aggregator=None, stop=No
     data = {f"c{n}": toy_examples(10 + 4 * n, seed=20 + n) for n in range(6)}
     train = LocalTraining(toy_model(CONFIG), CONFIG.make_task(), 2, 8, lr, "sgd", 1.0, methods=methods)
     method = FederatedAlgorithm(
-        client_update=train,
         transforms=transforms,
         aggregator=aggregator or WeightedMean(),
         server_optimizer=ServerSGD(1.0),

@@ -52,9 +52,7 @@ class Piped:
 
 
 def algorithm(aggregator, methods):
-    train = LocalTraining(toy_model(CONFIG), CONFIG.make_task(), 1, 8, 0.3, "sgd", 1.0, methods=methods)
     return FederatedAlgorithm(
-        client_update=train,
         transforms=methods,
         aggregator=aggregator,
         server_optimizer=ServerSGD(1.0, 0.5),
@@ -65,7 +63,8 @@ def algorithm(aggregator, methods):
 def run(aggregator, methods, pace, folder, ranks=None, rows="abc", clients=21):
     """Run rounds as rank 0 does, or by itself; or serve them."""
     method = algorithm(aggregator, methods)
-    given = [{f"c{n:02}": toy_examples(6 + n % 5, seed=20 + n) for n in range(clients)}, method.client_update]
+    train = LocalTraining(toy_model(CONFIG), CONFIG.make_task(), 1, 8, 0.3, "sgd", 1.0, methods=methods)
+    given = [{f"c{n:02}": toy_examples(6 + n % 5, seed=20 + n) for n in range(clients)}, train]
     named = {"states": folder, "conditions": WORLD}
     with DistributedCohort(ranks, rows, *given, **named) if ranks else LocalCohort(*given, **named) as cohort:
         if ranks and ranks.rank:

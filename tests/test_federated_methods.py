@@ -7,11 +7,15 @@ import torch
 from helpers import same_bits, toy_config, toy_examples, toy_model
 
 from headwater.errors import ConfigError
-from headwater.federated import AGGREGATORS, METHODS
+from headwater.federated import AGGREGATORS, CODECS, METHODS
 from headwater.federated.aggregators import Mean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.clip_and_noise import ClipAndNoise
+from headwater.federated.codecs.base import decode, encode
+from headwater.federated.codecs.options import CodecOptions
+from headwater.federated.codecs.quantization import Ternary
+from headwater.federated.codecs.transforms import EncodeUpdates
 from headwater.federated.methods.feddyn import FedDyn
 from headwater.federated.methods.fednova import FedNova
 from headwater.federated.methods.fedprox import FedProx
@@ -71,7 +75,6 @@ def federation(*names, rounds=3, processes=1, state=None, folder=None, share=0.6
     methods = [method_of(name) for name in names]
     local = training(*methods)
     algorithm = FederatedAlgorithm(
-        client_update=local,
         transforms=methods,
         aggregator=Mean(),
         server_optimizer=ServerSGD(),
@@ -323,6 +326,10 @@ def test_an_option_without_its_method_is_said_to_have_no_effect():
         ({"sampler": "weighted"}, "--aggregator mean"),
         ({"used_rows": True, "client_optimizer": "adamw"}, "adamw changes"),
         ({"used_rows": True, "codec": "rotation"}, "rotation changes"),
+        ({"used_rows": True, "codec": "low_rank"}, "low_rank changes"),
+        ({"used_rows": True, "codec": "random_k"}, "random_k changes"),
+        ({"method": "feddyn", "aggregator": "mean", "server_momentum": 0.0, "server_lr": 0.5}, "--server-lr 1"),
+        ({"epsilon": 1.0, "aggregator": "mean", "deadline": 2.0}, "give --local-steps"),
         ({"personal": "ifca", "codec": "int8"}, "leave --codec out"),
         ({"personal": "fedper", "aggregator": "validation"}, "no whole model"),
         ({"personal": "pfedme", "pull": 0.0}, "--pull above 0"),
@@ -348,14 +355,18 @@ def test_fednova_leaves_what_other_methods_send_as_it_is():
 
 def test_a_client_that_diverges_goes_on_from_what_it_kept_before(tmp_path):
     method = Scaffold(POPULATION)
-    local = training(method, lr=1e30, clip=0.0)
+    feedback = EncodeUpdates([Ternary()], True, [method])
+    local = training(method, lr=0.1, clip=0.0)
     order = method.on_instruct(Instruction(1, start(), 0))
     with LocalCohort({"c": toy_examples(24)}, local, states=tmp_path) as cohort:
-        assert list(cohort.gather(order, ["c"], [method])) == []
+        list(cohort.gather(order, ["c"], [method, feedback]))
+        kept = cohort.client("c").state
+        local.lr = 1e30
+        assert list(cohort.gather(replace(order, round=2), ["c"], [method, feedback])) == []
         assert "lower --client-lr" in cohort.replies.refused["c"]
-        local.lr = 0.1
-        (update,) = cohort.gather(replace(order, round=2), ["c"], [method])
-    assert all(bool(value.isfinite().all()) for value in update.delta.values())
+        assert same_bits(cohort.client("c").state, kept)
+    assert any(name.startswith("feedback/") for name in kept)
+    assert any(name.startswith("scaffold/") for name in kept)
 
 
 class Hostile(LocalTraining):
@@ -377,6 +388,8 @@ HOSTILE = {
     ),
     "figures that are no numbers": lambda u: replace(u, metrics={"loss": "high"}),
     "figures that are no finite numbers": lambda u: replace(u, metrics={"loss": float("nan")}),
+    "figures that no float holds": lambda u: replace(u, metrics={"loss": 10**400}),
+    "figures that can't be averaged": lambda u: replace(u, metrics={"loss": -1.7e308}),
 }
 
 
@@ -394,7 +407,6 @@ def test_a_hostile_client_is_refused_and_ends_nothing(what, aggregator, private)
 
     clip = [ClipAndNoise(1.0, 0.1, 5.0, 0)] if private else []
     algorithm = FederatedAlgorithm(
-        client_update=Mixed(),
         transforms=clip,
         aggregator=made("headwater.aggregators", AGGREGATORS, aggregator, Settings()),
         server_optimizer=ServerSGD(),
@@ -406,7 +418,22 @@ def test_a_hostile_client_is_refused_and_ends_nothing(what, aggregator, private)
     assert list(state.records[0].failed) == ["c1"]
 
 
-@pytest.mark.parametrize("codec", ["int8", "top_k"])
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_codecs_that_change_which_rows_are_used_are_refused_with_used_rows(name):
+    options = {"data": "x", "out": "y", "used_rows": True, "codec": name}
+    delta = torch.zeros(40, 8)
+    delta[3:9] = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    stack = [made("headwater.codecs", CODECS, name, CodecOptions(codec=[name]))]
+    came = decode(encode({"w": delta}, stack, "key"), {"w": delta}, stack, "key")["w"]
+    assert came[3:9].any()
+    if not torch.equal(came.any(1), delta.any(1)):
+        with pytest.raises(ConfigError, match=f"{name} changes which"):
+            FederateOptions.parse(options)
+    else:
+        FederateOptions.parse(options)
+
+
+@pytest.mark.parametrize("codec", ["int8", "sparse_rows"])
 def test_used_rows_go_through_codecs(codec, data, source, tmp_path):
     given = {"data": str(data / "train.csv"), "test": str(data / "test.csv"), "client": "client", "quiet": True}
     given |= {"rounds": 2, "valid": 0.3, "controls": False, "device": "cpu", "used_rows": True, "codec": codec}

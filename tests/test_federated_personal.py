@@ -58,7 +58,6 @@ def personalizer(name, train=None, **options):
 
 def algorithm(learner, *, momentum=0.0):
     return FederatedAlgorithm(
-        client_update=learner,
         transforms=[learner],
         aggregator=WeightedMean(),
         server_optimizer=ServerSGD(1.0, momentum),

@@ -272,7 +272,6 @@ def run(aggregator, *, processes=1, server=None, states=()):
     data = {f"c{n:02}": toy_examples(4 + n % 3, seed=20 + n) for n in range(18)}  # more clients than lanes
     update = local()
     method = FederatedAlgorithm(
-        client_update=update,
         aggregator=aggregator,
         server_optimizer=server or ServerSGD(1.0, 0.9),
         sampler=Uniform(0.95, 7),
@@ -324,7 +323,6 @@ def test_a_federation_resumed_after_a_round_has_the_same_bits(name, server):
 def test_an_aggregator_that_is_a_transform_receives_what_the_others_have_undone():
     bound, rows = NormBound(1.0), UsedRows()
     made = FederatedAlgorithm(
-        client_update=local(),
         transforms=(rows,),
         aggregator=bound,
         server_optimizer=ServerSGD(),
@@ -346,7 +344,7 @@ def test_an_embeddings_row_is_averaged_over_the_clients_that_used_it(aggregator,
     data = {"a": toy_examples(2, seed=1), "b": toy_examples(5, seed=2), "c": toy_examples(3, seed=3)}
     with LocalCohort(data, update, processes=processes) as cohort:
         method = FederatedAlgorithm(
-            client_update=update, transforms=(UsedRows(),), aggregator=aggregator, server_optimizer=ServerSGD(),
+            transforms=(UsedRows(),), aggregator=aggregator, server_optimizer=ServerSGD(),
             sampler=Uniform(1.0, 0),
         )  # fmt: skip
         start = start_weights()

@@ -264,7 +264,6 @@ def start_weights():
 
 def run(pace, conditions, *, rounds=4, share=1.0, state=None, aggregator=None, processes=1, clients=6, after=None):
     method = FederatedAlgorithm(
-        client_update=local(),
         aggregator=aggregator or WeightedMean(),
         server_optimizer=ServerSGD(1.0, 0.5),
         sampler=Uniform(share, 7),
@@ -326,9 +325,7 @@ def test_the_server_steps_when_the_buffer_is_full_and_a_slow_client_comes_with_o
         seen.append((instruction.round, client.name))
         return Update(client.name, {n: torch.ones_like(v) for n, v in instruction.weights.items()}, 1)
 
-    method = FederatedAlgorithm(
-        client_update=update, aggregator=Mean(), server_optimizer=ServerSGD(1.0, 0.0), sampler=Uniform(1.0, 7)
-    )
+    method = FederatedAlgorithm(aggregator=Mean(), server_optimizer=ServerSGD(1.0, 0.0), sampler=Uniform(1.0, 7))
     state = FederationState({"w": torch.zeros(1)})
     cohort = LocalCohort({f"c{n}": toy_examples(4) for n in range(3)}, update, conditions=clock)
     pace = Buffered(2, 3, Uniform(1.0, 7), clock)

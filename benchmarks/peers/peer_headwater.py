@@ -116,7 +116,6 @@ def main() -> None:
         precision="bfloat16" if run.variant == "bfloat16" else "float32",
     )
     algorithm = FederatedAlgorithm(
-        client_update=client_update,
         transforms=[EncodeUpdates([Int8()])] if run.variant == "flags" else [],
         aggregator=WeightedMean(),
         server_optimizer=ServerSGD(),

@@ -92,7 +92,7 @@ def federated_round(cell: str, budget: float) -> list[Row]:
     clients = {f"c{number}": _examples(_BATCH, seed=number) for number in range(_CLIENTS)}
     training = LocalTraining(model, _TASK, 1, _BATCH, _LR, "sgd", 1.0, torch.device("cpu"))
     algorithm = FederatedAlgorithm(
-        client_update=training, aggregator=WeightedMean(), server_optimizer=ServerSGD(), sampler=Uniform(1.0, seed=0)
+        aggregator=WeightedMean(), server_optimizer=ServerSGD(), sampler=Uniform(1.0, seed=0)
     )
     start = weights_of(model)
     rng = np.random.default_rng(0)

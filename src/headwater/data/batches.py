@@ -47,7 +47,7 @@ def batch_of(examples: Examples, rows: np.ndarray) -> Batch:
 
 
 class InOrder:
-    """The rows' batches in their own order, the same in every epoch; made once.
+    """The rows' batches in their own order, the same in every epoch.
 
     Args:
         examples: The rows.
@@ -55,7 +55,6 @@ class InOrder:
     """
 
     def __init__(self, examples: Examples, size: int) -> None:
-        self.size = size
         rows = np.arange(len(examples))
         self._batches = [batch_of(examples, rows[start : start + size]) for start in range(0, len(rows), size)]
         self.steps_per_epoch = len(self._batches)

@@ -23,6 +23,9 @@ from headwater.federated.protocols import (
 from headwater.records import Metrics, RoundRow
 from headwater.weights import Weights
 
+_HOPELESS = 2
+"""Rounds without an answer after which one more, in which answers come that can't be used, ends a federation."""
+
 
 @dataclass(frozen=True)
 class Stopping:
@@ -173,18 +176,21 @@ def run_rounds(
         The final weights, and why it ended.
 
     Raises:
-        FederationError: A client's answer can't be used.
+        FederationError: From the beginning, or in some rounds in a row, no client's answer could be used; or the
+            model's held-out loss is no longer finite.
     """
     pace = pace or InRounds()
     algorithm.restore(state.method)
     pace.restore(state.pace)
     while not (why := _why_stop(state, stopping)):
-        instruction = Instruction(state.round + 1, state.weights, seed)
+        # In the order of the names: a resumed run reads its weights back in another order than it made them.
+        instruction = Instruction(state.round + 1, dict(sorted(state.weights.items())), seed)
         for transform in algorithm.transforms:
             instruction = transform.on_instruct(instruction)
         down, up = cohort.bytes_down, cohort.bytes_up
         step = pace.step(algorithm, cohort, instruction)
-        _check(step.replies, instruction.round)
+        if stopping.min_replies:  # without a least number, as with privacy, who answers must not be told
+            _check(step.replies, state)
         if len(step.replies.metrics) >= stopping.min_replies:
             _take(algorithm, state, step)
         state.method, state.pace = algorithm.state(), pace.state()
@@ -242,11 +248,12 @@ def _aggregate(
     return algorithm.aggregator(cohort.gather(instruction, clients, algorithm.transforms), like)
 
 
-def _check(replies: Replies, number: int) -> None:
-    """Refuse to go on where nobody's answer can be used: the next round would fail like this one."""
-    if replies.refused and not replies.metrics:
+def _check(replies: Replies, state: FederationState) -> None:
+    """Refuse to go on where nobody's answer could be used again and again: the next round would fail as well."""
+    earlier = state.records[-_HOPELESS:]
+    if replies.refused and not replies.metrics and all(len(row.failed) == row.clients for row in earlier):
         client, reason = next(iter(sorted(replies.refused.items())))
-        raise FederationError(reason, client=client, round_number=number, stage="receive")
+        raise FederationError(reason, client=client, round_number=state.round + 1, stage="receive")
 
 
 def _spread(values: Sequence[float]) -> list[float]:

@@ -41,7 +41,7 @@ from headwater.federated.used_rows import UsedRows
 from headwater.federated.wire import Wire
 from headwater.model import FROZEN, SequenceModel
 from headwater.registry import made
-from headwater.tasks.language_modeling import LanguageModelingOptions
+from headwater.tasks.language_modeling import LanguageModeling, LanguageModelingOptions
 from headwater.weights import Weights, weights_of
 from headwater.workers import can_fork
 
@@ -69,8 +69,8 @@ def begun(source: Checkpoint, options: FederateOptions, labels: tuple[str, ...])
     return found
 
 
-def shared_weights(weights: Weights, options: FederateOptions) -> Weights:
-    """Return the weights that clients train and send.
+def learning_weights(weights: Weights, options: FederateOptions) -> Weights:
+    """Return the weights that learn.
 
     Raises:
         ConfigError: Adapters are to be shared, and there are none.
@@ -135,7 +135,7 @@ class Assembly:
             carry=options.hidden_state == "carried",
             lr_decay=options.client_lr_decay,
         )
-        self.start = shared_weights(weights_of(model), options)
+        self.start = learning_weights(weights_of(model), options)
         self.personalizer: Personalizer | None = None
         if options.personal != "none":
             self.personalizer = made(
@@ -147,6 +147,12 @@ class Assembly:
         if options.attack != "none":
             self.attack = self._make_attack(checkpoint)
             self.attackers = chosen_attackers(list(rows), options.attackers, options.seed)
+
+    @property
+    def answers(self) -> int:
+        """Of how many clients' answers a step is made if nobody fails; on average, where each is drawn by itself."""
+        options = self._options
+        return options.buffer or wanted(options.participation, options.cohort, len(self.rows_C))
 
     @property
     def processes(self) -> int:
@@ -192,7 +198,6 @@ class Assembly:
             available=self._world.available,
         )
         return FederatedAlgorithm(
-            client_update=self._client_update(),
             transforms=[*self._used_rows(), *self._encoded(self._transforms())],
             aggregator=made("headwater.aggregators", AGGREGATORS, options.aggregator, options, accuracy=accuracy),
             server_optimizer=self._server(),
@@ -201,7 +206,7 @@ class Assembly:
 
     def sampling_rate(self) -> float:
         """Return the chance of each client to take part in a round, with privacy."""
-        return min(self._options.cohort / len(self._rows) or self._options.participation, 0.999)
+        return self._options.cohort / len(self._rows) or self._options.participation
 
     def private_algorithm(self, noise_multiplier: float) -> FederatedAlgorithm:
         """Return the algorithm that clips each update and puts noise on their average."""
@@ -209,7 +214,6 @@ class Assembly:
         expected = rate * len(self._rows)
         private = ClipAndNoise(options.update_clip, noise_multiplier, expected, options.seed)
         return FederatedAlgorithm(
-            client_update=self._client_update(),
             transforms=self._encoded([*self._transforms(), private]),
             aggregator=FixedMean(expected),
             server_optimizer=self._server(),
@@ -256,6 +260,11 @@ class Assembly:
             return ()
         if UsedRows.name not in self.sent:
             raise ConfigError("used_rows: the clients share no embedding of tokens: leave it off, or share it")
+        if isinstance(self.local.task, LanguageModeling) and self.local.task.tied:
+            raise ConfigError(
+                "used_rows: this model's softmax has the embedding's rows, so each step changes all of them: leave it "
+                "off, or make the model with pretrain --no-tied"
+            )
         return (UsedRows(),)
 
     def _encoded(self, transforms: Sequence[UpdateTransform]) -> list[UpdateTransform]:
@@ -272,18 +281,16 @@ class Assembly:
             if most > len(self.rows_C):
                 raise ConfigError(f"{name} = {most}: there are {len(self.rows_C)} clients, so take no more than that")
 
-        asked = options.buffer or wanted(options.participation, options.cohort, len(self.rows_C))
-        if options.min_replies > asked and options.sampler != "poisson":
+        if options.min_replies > self.answers and options.sampler != "poisson":
             raise ConfigError(
-                f"min_replies = {options.min_replies}: a step is made of {asked} answers at most: lower it"
+                f"min_replies = {options.min_replies}: a step is made of {self.answers} answers at most: lower it"
             )
 
         def load(client: ClientId) -> float:
             return 1.0 if options.local_steps else self._rows[client] / median
 
         closes = options.over_select and not options.buffer and options.sampler != "poisson"
-        enough = wanted(options.participation, options.cohort, len(self.rows_C)) if closes else 0
-        return World(options.only(ConditionOptions), options.seed, load, enough)
+        return World(options.only(ConditionOptions), options.seed, load, self.answers if closes else 0)
 
     def _make_attack(self, checkpoint: Checkpoint) -> Attack:
         """Return the attack; a backdoor's trigger is the rarest token, which turns rows to the first label."""

@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from headwater.data.batches import Batch, InOrder, Shuffler
-from headwater.data.examples import Examples
 from headwater.data_parallel import Share
 from headwater.descent import sgd_step, sparse_embeddings
 from headwater.federated.protocols import Client, ClientId, Instruction, Update
@@ -92,8 +90,7 @@ class LocalTraining:
         optimizer: ``"sgd"`` (no momentum) or ``"adamw"`` (its moments begin anew in each round).
         clip: Largest L2 norm of a step's gradient; 0 doesn't clip.
         device: Where to compute.
-        shuffle: Whether each epoch takes the rows in an order of its own, those of like length together. Without it
-            the batches are made once.
+        shuffle: Whether each epoch takes the rows in an order of its own, those of like length together.
         precision: ``"bfloat16"`` multiplies in that type; the weights stay float32.
         steps: How many, in place of `epochs`; 0 goes by those.
         methods: What changes the training.
@@ -125,13 +122,11 @@ class LocalTraining:
 
     def __post_init__(self) -> None:
         """Remember what a client's own weights begin with."""
-        self._prepared: WeakKeyDictionary[Examples, InOrder] = WeakKeyDictionary()  # a store's rows come and go
         parameters = self.model.named_parameters()
         self._own = {n: p.detach().cpu().clone() for n, p in parameters if self.own and n.startswith(self.own)}
 
     def __call__(self, instruction: Instruction, client: Client) -> Update:
         """Train from the instruction's weights; return the difference."""
-        # In the model's order: a resumed run reads its weights back in another one, and a gradient's norm is a sum.
         shared = {n: p for n, p in self.model.named_parameters() if n in instruction.weights}
         own = {n: p for n, p in self.model.named_parameters() if n in self._own}
         load_weights(self.model, instruction.weights | self.own_of(client))
@@ -216,12 +211,7 @@ class LocalTraining:
         if isinstance(self.task, LanguageModeling) and self.task.bptt:
             streams = min(self.batch_size, len(examples.inputs) + len(examples))
             return StreamObjective(self.model, self.task, examples, streams, seed, self.device, carry=self.carry)
-        if self.shuffle:
-            return Shuffler(examples, self.batch_size, seed)
-        batches = self._prepared.get(examples)
-        if batches is None or batches.size != self.batch_size:
-            batches = self._prepared[examples] = InOrder(examples, self.batch_size)
-        return batches
+        return Shuffler(examples, self.batch_size, seed) if self.shuffle else InOrder(examples, self.batch_size)
 
     @contextmanager
     def _stepping(

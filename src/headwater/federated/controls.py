@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def measure_alone(
     before: Measured,
     test: Mapping[str, np.ndarray],
     seed: int,
-    processes: int = 1,
+    processes: int,
 ) -> tuple[Measured, list[ClientId]]:
     """Return what each client's own model makes of its test rows, trained alone from `start`, and who diverged.
 
@@ -75,8 +75,7 @@ def measure_alone(
         seed: Of the run.
         processes: That the clients are spread over.
     """
-    alone = copy.copy(local)
-    alone.epochs, alone.steps, alone.methods, alone.own = ALONE_EPOCHS, 0, (), ()
+    alone = replace(local, epochs=ALONE_EPOCHS, steps=0, methods=())
     learning = [client for client in test if client in clients]
     diverged: list[ClientId] = []
 

@@ -25,6 +25,8 @@ from headwater.tasks.language_modeling import LanguageModelingOptions
 
 _LEAST_LR = 1e-30
 """Smaller ones vanish in float32, and what is divided by them is no number."""
+_CHANGES_ROWS = ("sign", "rotation", "low_rank", "top_k", "random_k")
+"""Codecs after which other rows of an update than before are zero."""
 FEDERATED = {name: place for name, place in TASKS.items() if name != "representation"}
 
 
@@ -152,8 +154,11 @@ class FederateOptions(
                 raise ValueError(f"{method}'s server takes the clients for equal: use --aggregator mean{exact}")
             if method in self.method and self.min_replies > 1:
                 raise ValueError(f"{method}'s clients and server must move together: leave --min-replies at 1")
-        if "feddyn" in self.method and (self.server_optimizer != "sgd" or self.server_momentum):
-            raise ValueError("feddyn's step on the server is exact: use --server-optimizer sgd --server-momentum 0")
+        plain = self.server_optimizer == "sgd" and not self.server_momentum and self.server_lr in (None, 1.0)
+        if "feddyn" in self.method and not plain:
+            raise ValueError(
+                "feddyn's step on the server is exact: use --server-optimizer sgd --server-momentum 0 --server-lr 1"
+            )
         return self
 
     @model_validator(mode="after")
@@ -162,6 +167,11 @@ class FederateOptions(
             raise ValueError(
                 "with epsilon, what the server does must not depend on how many answer, as it does with --buffer, "
                 "--over-select and --min-replies: leave them out"
+            )
+        if self.epsilon and self.deadline and not self.local_steps:
+            raise ValueError(
+                "with epsilon, no client may decide whether another one counts, and with --deadline a client's time "
+                "goes by its rows over the median client's: give --local-steps, or leave --deadline out"
             )
         if self.sampler == "weighted" and self.aggregator == "weighted":
             raise ValueError("sampler and aggregator would both count a client by its rows: use --aggregator mean")
@@ -185,10 +195,10 @@ class FederateOptions(
         if self.used_rows and self.aggregator not in AVERAGES:
             raise ValueError(f"used_rows takes rows out of an average: use --aggregator {' or '.join(AVERAGES)}")
         given = {*self.method, *self.codec, self.client_optimizer}
-        moving = sorted(given & {"scaffold", "feddyn", "sign", "rotation", "adamw"})
+        moving = sorted(given & {"adamw", "scaffold", "feddyn", *_CHANGES_ROWS})
         if self.used_rows and moving:
             raise ValueError(
-                f"used_rows goes by the rows that have changed, and {moving[0]} changes those of unused tokens"
+                f"used_rows goes by the rows of an update that aren't zero, and {moving[0]} changes which those are"
             )
         if self.used_rows and self.epsilon:
             raise ValueError(

@@ -109,7 +109,7 @@ class Population:
             write_store(store, encoded)
             return ClientStore(store)
         everything = self.train.encode(featurizer, self.labels)
-        return {client: everything.take(rows) for client, rows in clients.items()}
+        return {client: everything.take(clients[client]) for client in sorted(clients)}
 
 
 def read_population(

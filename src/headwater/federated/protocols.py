@@ -222,7 +222,7 @@ class AveragingCohort(Protocol):
     def average(
         self, instruction: Instruction, clients: Sequence[ClientId], transforms: Sequence[UpdateTransform], by: Average
     ) -> Weights:
-        """Return the average of the clients' updates: the same bits as from `gather`."""
+        """Return the average of the clients' updates: the same bits as from `gather`, if no answer is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,6 @@ class FederatedAlgorithm:
     An aggregator that is a transform too stands first among them: it receives what all others have undone.
     """
 
-    client_update: ClientUpdate
     transforms: Sequence[UpdateTransform] = ()
     aggregator: Aggregator
     server_optimizer: ServerOptimizer

@@ -270,7 +270,7 @@ class LocalCohort:
             for transform in transforms:
                 update = transform.on_client(update, instruction, client)
         changed = client.state.keys() != kept.keys() or any(client.state[key] is not kept[key] for key in kept)
-        # A client that has diverged goes on from what it kept before: its update won't be taken in either.
+        # A client whose training has diverged goes on from what it kept before.
         if changed and all(bool(value.isfinite().all()) for value in client.state.values()):
             self._states.write(name, instruction.round, client.state)
         return update

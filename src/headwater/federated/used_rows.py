@@ -17,8 +17,9 @@ class UsedRows(UpdateTransform):
     """A rare word's row moves as far as if the clients without the word had not been asked.
 
     The server sees for itself which rows have changed, so nothing more is sent. That takes an average as aggregator,
-    and clients and codecs that leave unused rows as they are: weight decay (AdamW), the corrections of SCAFFOLD and
-    FedDyn, and rotations don't.
+    and clients and codecs that leave the rows of unused tokens, and no others, as they are: a softmax over the
+    embedding's rows, weight decay (AdamW), the corrections of SCAFFOLD and FedDyn, signs, rotations, low rank and the
+    largest or random numbers don't.
 
     Attributes:
         name: Of the embedding's weight (V, E).

@@ -32,8 +32,8 @@ from headwater.weights import Weights, load_weights
 from headwater.workers import one_thread
 
 _SIMULATED = (
-    "A simulation: the noise comes from the seed, and the figures of each round, the clients' training losses among "
-    "them, are not noised."
+    "A simulation: the noise comes from the seed, and only the model is private. This record is not: each round's "
+    "figures, who failed in it, and the clients' names, rows, labels, losses and accuracies are not noised."
 )
 _OWN = "The clients' own models beside the shared one:"
 _ALIKE = "No client's own model differs from the shared one: the checkpoint holds that alone."
@@ -159,7 +159,9 @@ class _Federation:
         learned = [client for client in self.test.by_client if client in self.examples]
         if own and learned:
             facts["notes"].append(f"{_OWN} {' '.join(changes_over_clients(learned, shared, best))}")
-            facts["notes"] += [*([_AT_HOME] if facts["privacy"] else []), *([] if differing_own else [_ALIKE])]
+        if own:
+            private = [_AT_HOME] if facts["privacy"] else []
+            facts["notes"] += private if differing_own else [_ALIKE]
         if self.options.controls:
             views["accuracy_alone"] = self.add_controls(facts, before)
         facts |= found | {"method": self.method(), "clients": client_rows(self.population, views)}
@@ -321,12 +323,12 @@ class _Federation:
         if self.options.task == "classification" and self.checkpoint.labels != self.source.labels:
             notes.append("The clients' rows have other labels than the model had: its head was drawn anew.")
         if isinstance(algorithm.aggregator, Guarded | TrimmedMean):
-            asked = self.options.buffer or len(algorithm.sampler.sample(1, sorted(self.examples)))
-            taken = algorithm.aggregator.taken(asked)
+            answers = self.pieces.answers
+            taken = algorithm.aggregator.taken(answers)
             for_what = (
                 "for hostile" if isinstance(algorithm.aggregator, Guarded) else "out of each number at either end"
             )
-            notes.append(f"{self.options.aggregator} takes {taken} of a round's {asked} clients {for_what}.")
+            notes.append(f"{self.options.aggregator} takes {taken} of a round's {answers} clients {for_what}.")
         if self.options.freeze == "embedding" and self.checkpoint.featurizer.modality != "text":
             notes.append("--freeze embedding was ignored: a model of numbers has none.")
         untrained = [client for client in self.test.by_client if client not in self.examples]

@@ -26,6 +26,8 @@ _DIVERGED = (
     "its training diverged, its update isn't finite: lower --client-lr, or what else its loss or its update is "
     "multiplied by"
 )
+_LARGEST = 1e30
+"""Of a client's own figures: some of these can still be added up, and an integer of any length is compared with it."""
 _ROOM = 1 << 20
 """Bytes that a message may have beyond twice those of what is aggregated."""
 
@@ -146,8 +148,8 @@ def received(update: Update, instruction: Instruction, transforms: Sequence[Upda
     # A sum is finite only if all of it is, and is had at a fraction of the time; if it isn't, it may have overflowed.
     if not all(math.isfinite(value.sum()) or bool(value.isfinite().all()) for value in update.delta.values()):
         raise _refused(_DIVERGED, client, instruction)
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in update.metrics.values()):
-        raise _refused("its figures aren't finite numbers: lower --client-lr", client, instruction)
+    if not all(type(value) in (int, float) and abs(value) <= _LARGEST for value in update.metrics.values()):
+        raise _refused("its figures aren't numbers, or too large: lower --client-lr", client, instruction)
     return update
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from headwater.records import ClientRow, Metrics, Spread, StageRecord
 from headwater.report import formatting as fmt
 from headwater.report.charts import Series, change_chart, distribution_chart, line_chart, stacked_bars
-from headwater.report.collect import distinct_labels, measured
+from headwater.report.collect import distinct_labels
 from headwater.statistics import over_clients, paired_bootstrap, verdict
 
 _NAMED = 8
@@ -60,14 +60,13 @@ def federated_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
         "timed": time_chart(labels, federations) if any(row.time for r in federations for row in r.rounds) else "",
         "buffered": any(row.staleness is not None for record in federations for row in record.rounds),
         "losses": [loss_chart(label, record) for label, record in zip(labels, federations, strict=True)],
-        "failures": failures(federations, labels),
+        "failures": failures(labels, federations),
     }
 
 
 def federation_line(label: str, record: StageRecord) -> dict[str, Any]:
     """Return one federation's line of the table."""
-    found = measured(record)
-    figures = found[1] if found else record.rounds[-1].metrics
+    figures = record.metrics.get("test") or record.metrics.get("valid") or record.rounds[-1].metrics
     stale = [row.staleness for row in record.rounds if row.staleness is not None]
     return {
         "label": label,
@@ -75,7 +74,6 @@ def federation_line(label: str, record: StageRecord) -> dict[str, Any]:
         "accuracy": figures.get("accuracy"),
         "macro_f1": figures.get("macro_f1"),
         "rounds": len(record.rounds),
-        "clients": len(record.clients) or None,
         "stopped": record.stopped,
         "down": sum(row.bytes_down for row in record.rounds),
         "up": sum(row.bytes_up for row in record.rounds),
@@ -119,7 +117,7 @@ def loss_chart(label: str, record: StageRecord) -> Markup:
     return line_chart(series if rounds else [], title=f"Clients' training losses, {label}", x_label="round")
 
 
-def failures(records: Sequence[StageRecord], labels: Sequence[str]) -> list[dict[str, Any]]:
+def failures(labels: Sequence[str], records: Sequence[StageRecord]) -> list[dict[str, Any]]:
     """Return which clients' updates were not taken in, and why: a line for each federation and reason."""
     lines = []
     for label, record in zip(labels, records, strict=True):
@@ -178,12 +176,12 @@ def summaries(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def spread_charts(labels: Sequence[str], records: Sequence[StageRecord]) -> list[Markup]:
     """Draw how the rows lie over the clients, once where federations have the same ones."""
-    found: dict[str, Spread] = {}
+    found: list[tuple[str, Spread]] = []
     for label, record in zip(labels, records, strict=True):
-        if record.spread and record.spread not in found.values():
-            found[label] = record.spread
+        if record.spread and record.spread not in [spread for _, spread in found]:
+            found.append((label, record.spread))
     drawn = []
-    for name, spread in found.items():
+    for name, spread in found:
         of = f", {name}" if len(found) > 1 else ""
         sizes = [[count / group.clients for count in group.labels or [group.rows]] for group in spread.groups]
         clients = [group.clients for group in spread.groups]
@@ -211,7 +209,7 @@ def privacy_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
     private = [record for record in records if record.privacy]
     if not private:
         return None
-    labels = [record.name for record in private]
+    labels = distinct_labels(private)
     series = [
         Series(
             label,
@@ -221,7 +219,8 @@ def privacy_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:
         for label, record in zip(labels, private, strict=True)
     ]
     chart = line_chart(series, title="Privacy spent, ε", x_label="round")
-    return {"lines": [{"name": record.name, "privacy": record.privacy} for record in private], "chart": chart}
+    lines = [{"name": label, "privacy": record.privacy} for label, record in zip(labels, private, strict=True)]
+    return {"lines": lines, "chart": chart}
 
 
 def personal_facts(records: Sequence[StageRecord]) -> dict[str, Any] | None:

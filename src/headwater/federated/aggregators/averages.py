@@ -2,7 +2,8 @@
 
 Float addition is not associative; with one order of sums, a simulation on any number of processes and a deployment
 give the same bits. An average is made of `LANES` sums, which can be made side by side: the update at place n goes to
-the lane n mod LANES, and the lanes are added up in their order.
+the lane n mod LANES, and the lanes are added up in their order. Where the sums are made as updates come, a refused one
+has no place.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from headwater.federated.codecs.base import Codec, decode, encode
 from headwater.federated.protocols import Client, Instruction, Update, UpdateTransform, expected
 from headwater.weights import Weights, add_scaled, part
@@ -40,7 +38,7 @@ class EncodeUpdates(UpdateTransform):
         delta = add_scaled(delta, part(client.state, _FEEDBACK))
         tensors = encode(delta, self.stack, key)
         lost = add_scaled(delta, decode(tensors, delta, self.stack, key), -1.0)
-        client.state |= {_FEEDBACK + name: _finite(value) for name, value in lost.items()}
+        client.state |= {_FEEDBACK + name: value for name, value in lost.items()}
         return replace(update, delta=tensors)
 
     def on_receive(self, update: Update, instruction: Instruction) -> Update:
@@ -86,8 +84,3 @@ class EncodeWeights(UpdateTransform):
 
 def _key(instruction: Instruction, client: str) -> str:
     return f"{instruction.seed}/{instruction.round}/{client}"
-
-
-def _finite(lost: torch.Tensor) -> torch.Tensor:
-    """Return what was lost, or nothing after a training that diverged: it would spoil all that comes."""
-    return lost if bool(lost.isfinite().all()) else torch.zeros_like(lost)
