@@ -23,7 +23,7 @@ BACK = {"error_feedback": True}
 STACKS = [
     {},
     {"codec": ["int8"]},
-    {"codec": ["int8"], "down_codec": ["int8"]},
+    {"codec": ["int8"], "down_codec": "int8"},
     {"codec": ["sparse_rows", "int8"], "zstd": 3},
     {"codec": ["sparse_rows", "int4"], "zstd": 3},
     {"codec": ["int4"]},
@@ -32,7 +32,7 @@ STACKS = [
     {"codec": ["rotation"], "rotation_bits": 4},
     {"codec": ["low_rank"]} | BACK,
     {"codec": ["top_k", "int8"], "zstd": 3} | BACK,
-    {"codec": ["top_k", "int8"], "keep": 0.02, "down_codec": ["int8"]} | BACK,
+    {"codec": ["top_k", "int8"], "keep": 0.02, "down_codec": "int8"} | BACK,
 ]
 
 
@@ -43,10 +43,8 @@ def flags(stack):
 
 def run(source, out, shared, stack, seed):
     folder = out / f"plain{flags(stack).replace(' ', '')}-s{seed}"
-    if not (folder / "stage.json").exists():
-        begun = Path(f"{folder}.partial").exists()
-        options = {"controls": False, "quiet": True} | shared | stack | {"out": folder, "resume": begun, "seed": seed}
-        federate(Checkpoint.load(source), FederateOptions.parse(options))
+    options = {"controls": False, "quiet": True} | shared | stack | {"out": folder, "resume": True, "seed": seed}
+    federate(Checkpoint.load(source), FederateOptions.parse(options))  # refuses a folder made with others
     return StageRecord.load(folder)
 
 

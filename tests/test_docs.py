@@ -76,7 +76,7 @@ def test_the_federations_journey_runs(source_folder, tmp_path, monkeypatch):
     assert main(["run", "shared.toml", "--jobs", "1"]) == 0
     records = [StageRecord.load(path.parent) for path in Path("runs/shared").glob("*/stage.json")]
     assert {record.method for record in records} == {"weighted", "scaffold+mean", "ditto+weighted"}
-    assert len(records) == 3 * 3 + 2
+    assert len(records) == 3 * 3 + 3
 
 
 def test_the_federations_example_runs(source_folder, tmp_path):

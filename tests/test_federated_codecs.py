@@ -375,7 +375,7 @@ def test_what_a_client_loses_comes_with_its_next_updates():
 
 
 def test_clients_train_from_what_comes_out_of_the_message_and_its_bytes_are_counted():
-    transform = EncodeWeights(stack("int8"))
+    transform = EncodeWeights(*stack("int8"))
     weights = {name: drawn(value.shape) for name, value in LIKE.items()}
     order = Instruction(3, weights, 11, {"m/a": drawn((5, 5))})
     sent = transform.on_instruct(order)
@@ -434,12 +434,12 @@ def test_a_federation_learns_through_each_codec(names):
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "int8", "int4", "rotation"])
 def test_a_federation_learns_from_encoded_weights(name):
-    _, state = run(EncodeWeights(stack(name, rotation_bits=4)), rounds=12, lr=0.5)
+    _, state = run(EncodeWeights(*stack(name, rotation_bits=4)), rounds=12, lr=0.5)
     assert max(record.metrics["accuracy"] for record in state.records) > 0.7
     assert state.records[0].bytes_down < state.records[0].bytes_up
 
 
-BOTH = (EncodeUpdates(stack("low_rank", "top_k", "int4", feedback=True, keep=0.2), True), EncodeWeights(stack("int8")))
+BOTH = (EncodeUpdates(stack("low_rank", "top_k", "int4", feedback=True, keep=0.2), True), EncodeWeights(*stack("int8")))
 
 
 @pytest.mark.parametrize("aggregator", [WeightedMean(), Median()])
@@ -538,7 +538,7 @@ def test_adapters_and_the_head_alone_can_be_shared(people, tmp_path):
     [
         ({"codec": ["int8", "top_k"]}, "int8 leaves nothing for top_k to encode: put it last"),
         ({"codec": "int88"}, "did you mean 'int8'"),
-        ({"down_codec": "top_k"}, "down_codec"),
+        ({"down_codec": "top_k"}, "too little of weights"),
         ({"codec": "top_k", "keep": 0.0}, "greater than 0"),
         ({"codec": "sign", "error_feedback": True, "epsilon": 1.0, "aggregator": "mean"}, "error_feedback keeps"),
     ],

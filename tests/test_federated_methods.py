@@ -109,7 +109,7 @@ def test_the_number_of_processes_changes_no_bit(name):
     assert same_bits(one[1].method, two[1].method)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "scaffold+feddyn"])
+@pytest.mark.parametrize("name", [*NAMES, "scaffold+moon"])
 def test_a_federation_that_is_killed_in_a_round_and_resumed_ends_with_the_same_bits(name, tmp_path):
     names = name.split("+")
     whole, _ = federation(*names, rounds=4, share=1.0, folder=tmp_path / "whole")
@@ -322,6 +322,10 @@ def test_an_option_without_its_method_is_said_to_have_no_effect():
         ({"method": "feddyn", "server_momentum": 0.0}, "--aggregator mean"),
         ({"method": "feddyn", "aggregator": "mean"}, "--server-momentum 0"),
         ({"method": ["fedprox", "fednova"]}, "take one of them"),
+        ({"method": ["scaffold", "feddyn"], "aggregator": "mean", "server_momentum": 0.0}, "by itself"),
+        ({"method": ["feddyn", "fednova"], "aggregator": "mean", "server_momentum": 0.0}, "by itself"),
+        ({"method": "scaffold", "aggregator": "mean", "codec": "top_k"}, "add --error-feedback"),
+        ({"method": "moon", "freeze": "encoder"}, "they are the same"),
         ({"method": "scaffold", "aggregator": "mean", "min_replies": 2}, "leave --min-replies at 1"),
         ({"sampler": "weighted"}, "--aggregator mean"),
         ({"used_rows": True, "client_optimizer": "adamw"}, "adamw changes"),

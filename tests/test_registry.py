@@ -1,5 +1,6 @@
 """A family is its table and the entry points of other packages, wherever an option names a member of it."""
 
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
@@ -48,12 +49,23 @@ class ShoutingTokenizer(WordTokenizer):
         return [word.upper() for word in super().split(text)]
 
 
+@dataclass
+class Reader:
+    """Another package's member of any family, which reads some options."""
+
+    trim: float = 0.0
+    prox: float = 0.0
+    keep: float = 0.0
+    pull: float = 0.0
+
+
 @pytest.fixture
 def plug_in(monkeypatch):
-    """Let an entry point stand in every group."""
+    """Let two entry points stand in every group."""
 
     def points(group):
-        return EntryPoints([EntryPoint("shouting", f"{__name__}:ShoutingTokenizer", group)])
+        names = {"shouting": ShoutingTokenizer, "reader": Reader}
+        return EntryPoints([EntryPoint(name, f"{__name__}:{cls.__name__}", group) for name, cls in names.items()])
 
     monkeypatch.setattr(registry, "entry_points", points)
 
@@ -72,13 +84,22 @@ def test_the_help_of_an_option_lists_its_names(options, option, table, wrong, ri
 @pytest.mark.parametrize(("options", "option", "table", "wrong", "right"), NAMES)
 def test_a_plug_ins_name_is_taken_wherever_a_member_is_named(options, option, table, wrong, right, plug_in):
     assert getattr(options.parse({"data": "x", "out": "x", option: "shouting"}), option) == "shouting"
-    with pytest.raises(ConfigError, match=r"known: .*, shouting"):
+    with pytest.raises(ConfigError, match=r"known: .*, shouting, reader"):
         options.parse({"data": "x", "out": "x", option: "nothing like it"})
 
 
 def test_a_plug_ins_method_may_read_any_option(plug_in):
     given = {"data": "x", "out": "x", "method": "shouting", "freeze": "encoder", "lr": 0.1}
     assert TransferOptions.parse(given).notes() == []
+
+
+@pytest.mark.parametrize(
+    ("family", "option"), [("aggregator", "trim"), ("method", "prox"), ("codec", "keep"), ("personal", "pull")]
+)
+def test_an_option_that_a_plug_in_has_a_field_for_is_not_said_to_be_ignored(family, option, plug_in):
+    given = {"data": "x", "out": "x", option: 0.25}
+    assert FederateOptions.parse(given | {family: "reader"}).notes() == []
+    assert f"--{option} was ignored" in FederateOptions.parse(given | {family: "shouting"}).notes()[0]
 
 
 def test_a_plug_ins_tokenizer_goes_from_the_option_into_the_checkpoint(tmp_path, plug_in):

@@ -57,6 +57,11 @@ def init_fields(cls: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in found if field.init and not field.name.startswith("_")]
 
 
+def read_by(family: str, table: Mapping[str, str], *names: str) -> set[str]:
+    """Return the options that members of a family of dataclasses read (see `made`)."""
+    return {field.name for name in names for field in init_fields(lookup(family, table, name))}
+
+
 def check_name(family: str, table: Mapping[str, str], name: str, others: Sequence[str] = ()) -> str:
     """Return the name if the table or an entry point knows it, or if it is one of `others`; nothing is imported.
 

@@ -271,9 +271,13 @@ class Assembly:
         """Return the transforms with those behind them that write what they make with fewer bytes."""
         options = self._options
         up = [made("headwater.codecs", CODECS, name, options) for name in options.codec]
-        down = [made("headwater.codecs", CODECS, name, options, error_feedback=False) for name in options.down_codec]
-        codecs: list[UpdateTransform] = [EncodeUpdates(up, options.error_feedback, transforms)] if up else []
-        return [*transforms, *codecs, *([EncodeWeights(down)] if down else [])]
+        encoded: list[UpdateTransform] = list(transforms)
+        if up:
+            encoded.append(EncodeUpdates(up, options.error_feedback, transforms))
+        if options.down_codec != "none":
+            down = made("headwater.codecs", CODECS, options.down_codec, options, error_feedback=False)
+            encoded.append(EncodeWeights(down))
+        return encoded
 
     def _make_world(self) -> World:
         options, median = self._options, float(np.median(self.rows_C))

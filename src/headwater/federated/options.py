@@ -27,6 +27,8 @@ _LEAST_LR = 1e-30
 """Smaller ones vanish in float32, and what is divided by them is no number."""
 _CHANGES_ROWS = ("sign", "rotation", "low_rank", "top_k", "random_k")
 """Codecs after which other rows of an update than before are zero."""
+_BIASED = {"sign", "low_rank", "top_k"}
+"""Codecs that lose something also on average."""
 FEDERATED = {name: place for name, place in TASKS.items() if name != "representation"}
 
 
@@ -131,6 +133,8 @@ class FederateOptions(
             raise ValueError(f"method names one twice: {', '.join(self.method)}")
         if {"fedprox", "fednova"} <= set(self.method):
             raise ValueError("fednova counts plain steps, and those of fedprox are none: take one of them")
+        if "feddyn" in self.method and {"scaffold", "fednova"} & set(self.method):
+            raise ValueError("feddyn corrects the clients' drift by itself, which scaffold and fednova would change")
         for method in ("scaffold", "fednova"):
             if method in self.method and self.client_optimizer != "sgd":
                 raise ValueError(f"{method} counts steps of plain gradient descent: use --client-optimizer sgd")
@@ -139,6 +143,8 @@ class FederateOptions(
             raise ValueError(f"client_lr_decay leaves a learning rate of {last:.0e} to the last round: raise it")
         if "moon" in self.method and self.bptt:
             raise ValueError("moon compares the representations of rows, and streams have none: leave --bptt at 0")
+        if "moon" in self.method and self.freeze == "encoder":
+            raise ValueError("moon compares what encoders make of rows, and with --freeze encoder they are the same")
         if self.epsilon and self.method and set(self.method) - {"fedprox"}:
             raise ValueError(
                 f"with epsilon, clients may send nothing that isn't clipped and noised and keep nothing: "
@@ -152,6 +158,11 @@ class FederateOptions(
             exact = " --server-optimizer sgd --server-momentum 0" if method == "feddyn" else ""
             if method in self.method and self.aggregator in ("weighted", "validation"):
                 raise ValueError(f"{method}'s server takes the clients for equal: use --aggregator mean{exact}")
+            biased = sorted(_BIASED & set(self.codec))
+            if method in self.method and biased and not self.error_feedback:
+                raise ValueError(
+                    f"{method}'s server would part from its clients by what {biased[0]} loses: add --error-feedback"
+                )
             if method in self.method and self.min_replies > 1:
                 raise ValueError(f"{method}'s clients and server must move together: leave --min-replies at 1")
         plain = self.server_optimizer == "sgd" and not self.server_momentum and self.server_lr in (None, 1.0)

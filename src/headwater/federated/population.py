@@ -21,7 +21,7 @@ from headwater.federated.partition import deal
 from headwater.federated.protocols import ClientId
 from headwater.federated.store import ClientStore, write_store
 from headwater.records import ClientGroup, Spread
-from headwater.registry import init_fields, lookup, made, name_in
+from headwater.registry import made, name_in, read_by
 
 _MOST_GROUPS = 100
 """That the picture of a population has room for."""
@@ -51,7 +51,7 @@ class PopulationOptions(DataOptions):
         """A client column leaves nothing to deal; a partitioner reads what it has a field for."""
         if self.client is not None:
             return dict.fromkeys(("partition", "partition_column", "clients", *_READ_BY), "without --client")
-        read = {field.name for field in init_fields(lookup("headwater.partitioners", PARTITIONERS, self.partition))}
+        read = read_by("headwater.partitioners", PARTITIONERS, self.partition)
         unread = {name: f"with --partition {by}" for name, by in _READ_BY.items() if name not in read}
         return unread | ({} if self.partition == "time" else {"partition_column": "with --partition time"})
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from headwater.config import Config
 from headwater.federated import AGGREGATORS
-from headwater.registry import name_in
+from headwater.registry import name_in, read_by
 
 _READ_BY = {
     "trim": ("trimmed_mean",),
@@ -48,7 +48,6 @@ class AggregatorOptions(Config):
 
     def unread(self) -> dict[str, str]:
         """Each has aggregators that read it."""
-        without = {
-            name: f"with --aggregator {' or '.join(by)}" for name, by in _READ_BY.items() if self.aggregator not in by
-        }
+        read = read_by("headwater.aggregators", AGGREGATORS, self.aggregator)
+        without = {name: f"with --aggregator {' or '.join(by)}" for name, by in _READ_BY.items() if name not in read}
         return super().unread() | without

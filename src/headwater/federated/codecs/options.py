@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from headwater.config import Config, Several, one_of
 from headwater.federated import CODECS
-from headwater.registry import name_in
+from headwater.registry import name_in, read_by
 
+_READ_BY = {
+    "keep": "--codec top_k or random_k",
+    "rank": "--codec low_rank",
+    "rotation_bits": "--codec or --down-codec rotation",
+}
+_FOR_UPDATES = ("sparse_rows", "low_rank", "top_k", "random_k", "ternary", "sign")
+"""They leave out most of what weights are."""
 _LAST = ("float16", "bfloat16", "int8", "int4", "ternary", "sign", "rotation")
 """They leave no float32 numbers to a codec behind them."""
 
@@ -21,8 +28,9 @@ class CodecOptions(Config):
     codec: Several[Annotated[str, name_in("headwater.codecs", CODECS)]] = ()
     """What clients' updates go through, one or more in this order: `sparse_rows` (no rows of zeros), `low_rank`,
     `top_k` or `random_k`, then `float16`, `bfloat16`, `int8`, `int4`, `ternary`, `sign` or `rotation`."""
-    down_codec: Several[Literal["float16", "bfloat16", "int8", "int4", "rotation"]] = ()
-    """What the server's weights go through; it keeps them in full itself."""
+    down_codec: Annotated[str, name_in("headwater.codecs", CODECS, "none")] = "none"
+    """What the server's weights go through: `float16`, `bfloat16`, `int8`, `int4` or `rotation`; it keeps them in full
+    itself."""
     error_feedback: bool = False
     """Clients add what their codecs lose to the next update: for the codecs that are not right on average."""
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
@@ -34,21 +42,21 @@ class CodecOptions(Config):
 
     def unread(self) -> dict[str, str]:
         """Each has codecs that read it."""
-        unread = super().unread()
-        if not {"top_k", "random_k"} & set(self.codec):
-            unread |= {"keep": "with --codec top_k or random_k"}
-        if "low_rank" not in self.codec:
-            unread |= {"rank": "with --codec low_rank"}
-        if "rotation" not in (*self.codec, *self.down_codec):
-            unread |= {"rotation_bits": "with --codec or --down-codec rotation"}
-        return unread | ({} if self.codec else {"error_feedback": "with --codec"})
+        down = () if self.down_codec == "none" else (self.down_codec,)
+        read = read_by("headwater.codecs", CODECS, *self.codec, *down)
+        without = {name: f"with {by}" for name, by in _READ_BY.items() if name not in read}
+        return super().unread() | without | ({} if self.codec else {"error_feedback": "with --codec"})
 
     @model_validator(mode="after")
     def _codecs_fit(self) -> CodecOptions:
-        for name, codecs in (("codec", self.codec), ("down_codec", self.down_codec)):
-            for one, other in pairwise(codecs):
-                if one in _LAST:
-                    raise ValueError(f"{name}: {one} leaves nothing for {other} to encode: put it last")
-                if one in ("top_k", "random_k") and other in ("sparse_rows", "low_rank"):
-                    raise ValueError(f"{name}: {one} leaves no matrix for {other} to encode: put {other} first")
+        for one, other in pairwise(self.codec):
+            if one in _LAST:
+                raise ValueError(f"codec: {one} leaves nothing for {other} to encode: put it last")
+            if one in ("top_k", "random_k") and other in ("sparse_rows", "low_rank"):
+                raise ValueError(f"codec: {one} leaves no matrix for {other} to encode: put {other} first")
+        if self.down_codec in _FOR_UPDATES:
+            raise ValueError(
+                f"down_codec: {self.down_codec} leaves too little of weights: use float16, bfloat16, int8, int4 or "
+                "rotation"
+            )
         return self

@@ -49,20 +49,20 @@ class EncodeUpdates(UpdateTransform):
 
 @dataclass(frozen=True)
 class EncodeWeights(UpdateTransform):
-    """The server sends its weights, and what methods add to them, through a stack of codecs.
+    """The server sends its weights, and what methods add to them, through a codec.
 
     Clients train from what they decode, and send their difference from that; the server adds it to the weights that it
     has itself, in full precision.
 
     Attributes:
-        stack: The codecs, first to last; of dense ones only, since weights aren't sparse.
+        codec: A dense one, since weights aren't sparse.
     """
 
-    stack: Sequence[Codec]
+    codec: Codec
 
     def on_instruct(self, instruction: Instruction) -> Instruction:
         """Encode, and go on from what a client makes of it."""
-        sent = encode(instruction.weights | instruction.extra, self.stack, _key(instruction, ""))
+        sent = encode(instruction.weights | instruction.extra, [self.codec], _key(instruction, ""))
         return self.decoded(replace(instruction, encoded=sent), instruction.weights, instruction.extra)
 
     def decoded(self, instruction: Instruction, weights: Weights, extra: Weights) -> Instruction:
@@ -76,7 +76,7 @@ class EncodeWeights(UpdateTransform):
         Raises:
             ValueError: It isn't what this transform makes of such tensors.
         """
-        made = decode(instruction.encoded, weights | extra, self.stack, _key(instruction, ""))
+        made = decode(instruction.encoded, weights | extra, [self.codec], _key(instruction, ""))
         return replace(
             instruction, weights={name: made[name] for name in weights}, extra={name: made[name] for name in extra}
         )

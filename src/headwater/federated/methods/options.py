@@ -8,7 +8,7 @@ from pydantic import Field
 
 from headwater.config import Config, Several
 from headwater.federated import METHODS
-from headwater.registry import name_in
+from headwater.registry import name_in, read_by
 
 _READ_BY = {"prox": "fedprox", "dyn": "feddyn", "moon": "moon", "moon_temperature": "moon"}
 
@@ -29,5 +29,6 @@ class MethodOptions(Config):
 
     def unread(self) -> dict[str, str]:
         """Each has a method that reads it."""
-        without = {name: f"with --method {by}" for name, by in _READ_BY.items() if by not in self.method}
+        read = read_by("headwater.local_methods", METHODS, *self.method)
+        without = {name: f"with --method {by}" for name, by in _READ_BY.items() if name not in read}
         return super().unread() | without

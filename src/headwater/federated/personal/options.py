@@ -8,7 +8,7 @@ from pydantic import Field
 
 from headwater.config import Config, Several
 from headwater.federated import PERSONALIZERS
-from headwater.registry import name_in
+from headwater.registry import name_in, read_by
 
 _READ_BY = {
     "own": ("fedper", "fedrep"),
@@ -45,7 +45,7 @@ class PersonalOptions(Config):
 
     def unread(self) -> dict[str, str]:
         """Each has methods that read it."""
-        without = {
-            name: f"with --personal {' or '.join(by)}" for name, by in _READ_BY.items() if self.personal not in by
-        }
+        given = () if self.personal == "none" else (self.personal,)
+        read = read_by("headwater.personalizers", PERSONALIZERS, *given)
+        without = {name: f"with --personal {' or '.join(by)}" for name, by in _READ_BY.items() if name not in read}
         return super().unread() | without
