@@ -8,7 +8,7 @@ those. They change the weights' part of an update; what a method adds beside it 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
@@ -73,7 +73,7 @@ class Attacked(ClientUpdate):
 
     honest: ClientUpdate
     attack: Attack
-    attackers: Collection[ClientId]
+    attackers: frozenset[ClientId]
 
     def __call__(self, instruction: Instruction, client: Client) -> Update:
         """Train or attack."""

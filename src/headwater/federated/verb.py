@@ -296,8 +296,9 @@ class _Federation:
         rows = self.test.by_client
         alone, diverged = measure_alone(local, self.examples, start, before, rows, seed, self.pieces.processes)
         if diverged:
-            named = ", ".join(diverged[:_NAMED]) + (" and others" if len(diverged) > _NAMED else "")
-            facts["notes"].append(f"Alone {len(diverged)} clients diverged and keep the start's answers: {named}.")
+            facts["notes"].append(
+                f"Alone {len(diverged)} clients diverged and keep the start's answers: {named(diverged)}."
+            )
         facts["controls"] = {"central": central.figures(), "alone": alone.figures()}
         return alone
 
@@ -338,7 +339,7 @@ class _Federation:
                 " from: they are measured with the shared model."
             )
         if attackers:
-            notes.append(f"{len(attackers)} clients attack ({self.options.attack}): {', '.join(attackers)}.")
+            notes.append(f"{len(attackers)} clients attack ({self.options.attack}): {named(attackers)}.")
         if self.seen_before():
             notes.append(_SEEN)
         return notes
@@ -368,6 +369,11 @@ def client_rows(population: Population, views: dict[str, Measured]) -> list[Clie
         )
         for client, rows in population.test.by_client().items()
     ]
+
+
+def named(clients: Sequence[ClientId]) -> str:
+    """Return the names of clients for a note, the first ones of many."""
+    return ", ".join(clients[:_NAMED]) + (" and others" if len(clients) > _NAMED else "")
 
 
 def differing(personal: Mapping[ClientId, Weights], shared: Weights) -> dict[ClientId, Weights]:
