@@ -430,6 +430,11 @@ def test_a_poisoned_update_is_a_multiple_of_the_honest_one(attack, scale):
     assert (made.rows, made.metrics) == (own.rows, own.metrics)
 
 
+def test_an_inner_product_attack_is_a_flipped_sign_at_a_smaller_usual_scale():
+    assert same_bits(attacked(InnerProduct(0.7)).delta, attacked(SignFlip(0.7)).delta)
+    assert InnerProduct().attack_scale < SignFlip().attack_scale
+
+
 def test_what_a_method_adds_to_an_update_stays_honest():
     def update(instruction, client):
         return Update(
