@@ -20,7 +20,7 @@ from headwater.federated.personal.ifca import Ifca
 from headwater.federated.personalization import PersonalizeOptions, personalize
 from headwater.federated.protocols import Client, FederatedAlgorithm, Instruction, Update
 from headwater.federated.sampling import Uniform
-from headwater.federated.server_optimizers import ServerSGD
+from headwater.federated.server_optimizers import ServerAdam, ServerSGD, ServerYogi
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.verb import _Federation, differing, federate
 from headwater.model import DropoutOptions
@@ -271,6 +271,19 @@ def test_ifcas_models_move_by_the_mean_of_those_who_chose_them():
     other = Ifca(local(), clusters=3)
     other.restore(learner.state())
     assert same_bits(other.shared(weights), learner.shared(weights))
+
+
+@pytest.mark.parametrize("server", [ServerSGD(), ServerSGD(1.0, 0.9), ServerAdam(), ServerYogi()])
+def test_an_ifca_model_that_nobody_took_moves_by_the_servers_momentum_alone(server):
+    learner = Ifca(local())
+    weights = learner.start({"a": torch.arange(4.0)})
+    for took in (0, 1):
+        instruction = Instruction(1 + took, weights, 0)
+        update = learner.on_receive(Update("c", {f"cluster{took}.a": torch.ones(4)}, 1), instruction)
+        mean = WeightedMean()([update], weights | learner.added(weights))
+        weights = server.step(weights, learner.on_aggregate(mean, instruction, 1))
+        moved = {name: not torch.equal(value, instruction.weights[name]) for name, value in weights.items()}
+        assert moved == {"cluster0.a": not took or bool(server.momentum), "cluster1.a": bool(took)}
 
 
 @pytest.mark.parametrize("names", [(), ("cluster0.a", "cluster1.a"), ("cluster7.a",)])
