@@ -19,6 +19,7 @@ from headwater.federated.controls import measure_alone, train_central
 from headwater.federated.distributed import DistributedCohort, Ranks, joined
 from headwater.federated.measuring import Measure, Measured, changes_over_clients, trivial
 from headwater.federated.options import FederateOptions
+from headwater.federated.personal.base import own_or_shared
 from headwater.federated.population import Population, read_population
 from headwater.federated.protocols import ClientId, FederatedAlgorithm
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
@@ -142,8 +143,9 @@ class _Federation:
 
     def outcome(self, weights: Weights, facts: dict[str, Any]) -> Outcome:
         """Measure what the rounds have made, beside the controls."""
-        own = dict(self.personal(weights, self.examples))
-        weights = self.shared(weights)
+        made, weights = self.personal(weights, self.examples), self.shared(weights)
+        diverged: list[ClientId] = []
+        own = dict(own_or_shared(made, weights, diverged))
         before, shared = self.measure(self.pieces.start), self.measure(weights)
         views = {"accuracy_before": before, "accuracy": shared}
         beside: dict[str, Metrics] = {}
@@ -161,7 +163,7 @@ class _Federation:
             facts["notes"].append(f"{_OWN} {' '.join(changes_over_clients(learned, shared, best))}")
         if own:
             private = [_AT_HOME] if facts["privacy"] else []
-            facts["notes"] += private if differing_own else [_ALIKE]
+            facts["notes"] += [*diverged_notes(diverged), *(private if differing_own else [_ALIKE])]
         if self.options.controls:
             views["accuracy_alone"] = self.add_controls(facts, before)
         facts |= found | {"method": self.method(), "clients": client_rows(self.population, views)}
@@ -243,8 +245,8 @@ class _Federation:
         if not (self.pieces.personalizer and self.valid):
             return self.held_out()
         clients = [client for client in self.valid.by_client if client in self.examples]
-        shared, own = self.valid(self.model), self.personal(weights, clients)
-        return self.valid.by_own_models(shared, self.model, own).figures()
+        own = own_or_shared(self.personal(weights, clients), self.shared(weights), [])
+        return self.valid.by_own_models(self.valid(self.model), self.model, own).figures()
 
     def held_out(self) -> Metrics:
         """Return the held-out figures of the model as it is."""
@@ -374,6 +376,12 @@ def client_rows(population: Population, views: dict[str, Measured]) -> list[Clie
 def named(clients: Sequence[ClientId]) -> str:
     """Return the names of clients for a note, the first ones of many."""
     return ", ".join(clients[:_NAMED]) + (" and others" if len(clients) > _NAMED else "")
+
+
+def diverged_notes(clients: Sequence[ClientId]) -> list[str]:
+    """Return who has no model of its own to use (see `own_or_shared`)."""
+    said = f"The own models of {len(clients)} clients diverged, and these keep the shared one: {named(clients)}."
+    return [said] if clients else []
 
 
 def differing(personal: Mapping[ClientId, Weights], shared: Weights) -> dict[ClientId, Weights]:
