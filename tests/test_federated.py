@@ -679,6 +679,7 @@ def test_plain_steps_add_and_momentum_keeps_a_share_of_the_last():
     assert float(plain.step({"w": torch.tensor(1.0)}, {"w": torch.tensor(2.0)})["w"]) == 2.0
     assert plain.state() == {}
     w = heavy.step({"w": torch.tensor(0.0)}, {"w": torch.tensor(1.0)})
+    assert heavy.state() == {"w": torch.tensor(1.0)}
     w = heavy.step(w, {"w": torch.tensor(1.0)})
     assert float(w["w"]) == pytest.approx(1.0 + 1.9)
     other = ServerSGD(1.0, 0.9)

@@ -15,12 +15,15 @@ from headwater.federated.aggregators import WeightedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.options import FederateOptions
+from headwater.federated.personal.base import own_or_shared
 from headwater.federated.personal.ditto import Ditto
 from headwater.federated.personal.ifca import Ifca
+from headwater.federated.personal.perfedavg import PerFedAvg
+from headwater.federated.personal.pfedme import PFedMe
 from headwater.federated.personalization import PersonalizeOptions, personalize
 from headwater.federated.protocols import Client, FederatedAlgorithm, Instruction, Update
 from headwater.federated.sampling import Uniform
-from headwater.federated.server_optimizers import ServerSGD
+from headwater.federated.server_optimizers import ServerAdam, ServerSGD, ServerYogi
 from headwater.federated.simulation import LocalCohort
 from headwater.federated.verb import _Federation, differing, federate
 from headwater.model import DropoutOptions
@@ -273,6 +276,19 @@ def test_ifcas_models_move_by_the_mean_of_those_who_chose_them():
     assert same_bits(other.shared(weights), learner.shared(weights))
 
 
+@pytest.mark.parametrize("server", [ServerSGD(), ServerSGD(1.0, 0.9), ServerAdam(), ServerYogi()])
+def test_an_ifca_model_that_nobody_took_moves_by_the_servers_momentum_alone(server):
+    learner = Ifca(local())
+    weights = learner.start({"a": torch.arange(4.0)})
+    for took in (0, 1):
+        instruction = Instruction(1 + took, weights, 0)
+        update = learner.on_receive(Update("c", {f"cluster{took}.a": torch.ones(4)}, 1), instruction)
+        mean = WeightedMean()([update], weights | learner.added(weights))
+        weights = server.step(weights, learner.on_aggregate(mean, instruction, 1))
+        moved = {name: not torch.equal(value, instruction.weights[name]) for name, value in weights.items()}
+        assert moved == {"cluster0.a": not took or bool(server.momentum), "cluster1.a": bool(took)}
+
+
 @pytest.mark.parametrize("names", [(), ("cluster0.a", "cluster1.a"), ("cluster7.a",)])
 def test_ifca_refuses_an_update_that_is_not_for_one_model(names):
     learner = Ifca(local())
@@ -373,6 +389,49 @@ def test_privacy_is_of_what_leaves_and_the_notes_say_so(tastes, source, tmp_path
     federate(source, FederateOptions(**where(tastes, tmp_path / "f") | changes))
     notes = StageRecord.load(tmp_path / "f").notes
     assert any("neither clipped nor noised" in note for note in notes)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -1e25])
+def test_a_client_whose_training_diverged_keeps_the_shared_weights(broken):
+    shared = {"a": torch.zeros(2), "b": torch.ones(3)}
+    ann, bob = {"b": torch.full((3,), 1e15)}, {"b": torch.tensor([1.0, broken, 1.0])}
+    diverged = []
+    kept = dict(own_or_shared([("ann", ann), ("bob", bob)], shared, diverged))
+    assert diverged == ["bob"]
+    assert same_bits(kept["ann"], ann)
+    assert same_bits(kept["bob"], {"b": shared["b"]})
+    assert kept["bob"]["b"].data_ptr() != shared["b"].data_ptr()  # several such clients are written to one file
+
+
+@pytest.mark.parametrize("kind", [PFedMe, PerFedAvg])
+def test_a_model_that_diverges_after_the_last_round_is_none_and_the_record_says_whose(
+    kind, tastes, source, tmp_path, monkeypatch
+):
+    found = kind.personal
+
+    def personal(self, weights, client):
+        return add_scaled(found(self, weights, client), weights, float("inf") if client.name == "c2" else 0.0)
+
+    monkeypatch.setattr(kind, "personal", personal)
+    changes = TASTES | {"rounds": 1, "personal": kind.__name__.lower(), "processes": 1}
+    kept = federate(source, FederateOptions(**where(tastes, tmp_path / "f") | changes))
+    assert same_bits(kept.personal["c2"], {name: kept.tensors[name] for name in kept.personal["c2"]})
+    assert not same_bits(kept.personal["c1"], kept.personal["c2"])
+    record = StageRecord.load(tmp_path / "f")
+    assert "The own models of 1 clients diverged, and these keep the shared one: c2." in record.notes
+    (row,) = (row for row in record.clients if row.client == "c2")
+    assert row.metrics["accuracy_after"] == row.metrics["accuracy"]
+
+
+@pytest.mark.parametrize("method", ["fine_tune", "probe_fine_tune"])
+def test_personalizing_at_too_large_a_rate_leaves_a_whole_stage_of_shared_models(method, tastes, source, tmp_path):
+    given = where(tastes, tmp_path / "p") | {"method": method, "lr": 3e38, "epochs": 1}
+    kept = personalize(source, PersonalizeOptions(**given))
+    assert kept.personal.keys() == {"c0", "c1", "c2", "c3"}
+    assert all(same_bits(own, source.tensors) for own in kept.personal.values())
+    record = StageRecord.load(tmp_path / "p")
+    assert record.metrics["after"] == record.metrics["before"]
+    assert "The own models of 4 clients diverged, and these keep the shared one: c0, c1, c2, c3." in record.notes
 
 
 def test_a_checkpoint_holds_of_the_clients_models_the_weights_in_which_any_differs():

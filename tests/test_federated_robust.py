@@ -36,6 +36,7 @@ from headwater.federated.attacks import (
     chosen_attackers,
 )
 from headwater.federated.client_updates import LocalTraining
+from headwater.federated.notes import named
 from headwater.federated.options import FederateOptions
 from headwater.federated.protocols import Client, FederatedAlgorithm, Instruction, Update, UpdateTransform
 from headwater.federated.sampling import Uniform
@@ -405,7 +406,9 @@ def test_an_adaptive_server_goes_on_from_its_state(kind):
 
 
 def attacked(attack, client=None, update=None):
-    return Attacked(update or local(), attack, ["bad"])(Instruction(1, start_weights(), 3), client or somebody("bad"))
+    return Attacked(update or local(), attack, frozenset({"bad"}))(
+        Instruction(1, start_weights(), 3), client or somebody("bad")
+    )
 
 
 def somebody(name, count=12):
@@ -414,7 +417,7 @@ def somebody(name, count=12):
 
 def test_only_attackers_attack():
     order = Instruction(1, start_weights(), 3)
-    population = Attacked(local(), SignFlip(), ["bad"])
+    population = Attacked(local(), SignFlip(), frozenset({"bad"}))
     assert same_bits(population(order, somebody("good")).delta, local()(order, somebody("good")).delta)
     assert not same_bits(population(order, somebody("bad")).delta, local()(order, somebody("bad")).delta)
 
@@ -426,6 +429,11 @@ def test_a_poisoned_update_is_a_multiple_of_the_honest_one(attack, scale):
     made = attacked(attack)
     assert same_bits(made.delta, {name: value * scale for name, value in own.delta.items()})
     assert (made.rows, made.metrics) == (own.rows, own.metrics)
+
+
+def test_an_inner_product_attack_is_a_flipped_sign_at_a_smaller_usual_scale():
+    assert same_bits(attacked(InnerProduct(0.7)).delta, attacked(SignFlip(0.7)).delta)
+    assert InnerProduct().attack_scale < SignFlip().attack_scale
 
 
 def test_what_a_method_adds_to_an_update_stays_honest():
@@ -463,7 +471,7 @@ def test_a_backdoor_teaches_its_trigger_and_leaves_other_rows_right():
     rows, test = toy_examples(120, seed=1), toy_examples(60, seed=2)
     backdoor = Backdoor(trigger, target_class=1)
     figures = {}
-    for name, update in {"honest": train, "attacked": Attacked(train, backdoor, ["bad"])}.items():
+    for name, update in {"honest": train, "attacked": Attacked(train, backdoor, frozenset({"bad"}))}.items():
         with one_thread():  # as in a cohort
             made = update(Instruction(1, start, 0), Client("bad", rows))
         assert made.rows == 120
@@ -516,6 +524,15 @@ def test_a_federation_says_who_attacked_and_how_well_the_backdoor_works(data, so
     record = StageRecord.load(tmp_path / "g")
     assert "backdoor" not in record.metrics
     assert "krum takes 1 of a round's 6 clients for hostile." in record.notes
+
+
+def test_of_many_attackers_the_first_are_named(data, source, tmp_path):
+    many = {"client": None, "partition": "iid", "clients": 12, "attack": "free_rider", "attackers": 0.75, "rounds": 1}
+    federate(source, options(data, tmp_path / "f", **many))
+    (note,) = (note for note in StageRecord.load(tmp_path / "f").notes if "attack" in note)
+    chosen = chosen_attackers([f"client-{n:02d}" for n in range(12)], 0.75, 0)
+    assert note == f"9 clients attack (free_rider): {', '.join(chosen[:8])} and others."
+    assert (named(chosen[:8]), named([])) == (", ".join(chosen[:8]), "")
 
 
 def test_a_sign_flipping_third_undoes_the_mean_and_not_the_median(data, source, tmp_path):

@@ -1,6 +1,7 @@
 """Partitioners: every row has one client, every client has a row, and each differs in what it is named for."""
 
 import re
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from headwater.data.series import moments
 from headwater.errors import ConfigError, DataError
 from headwater.federated import PARTITIONERS
 from headwater.federated.options import FederateOptions
-from headwater.federated.partition import deal
+from headwater.federated.partition import _with_rows, deal
 from headwater.federated.population import Population, read_population
 from headwater.registry import made
 
@@ -65,6 +66,23 @@ def test_every_row_has_one_client_and_no_client_is_lost(name, count, clients, al
     assert set(made_test.clients) <= names
     again, _ = dealt(name, train, None, **given)
     assert again.clients == made_train.clients
+
+
+@given(clients=st.integers(1, 12), more=st.integers(0, 12), seed=st.integers(0, 1000))
+def test_who_went_without_a_row_gets_the_last_one_of_who_has_the_most(clients, more, seed):
+    dealt_N = np.random.default_rng(seed).zipf(1.5, clients + more) % clients
+    expected_N = dealt_N.copy()
+    for client in sorted(set(range(clients)) - set(dealt_N)):
+        largest = np.bincount(expected_N, minlength=clients).argmax()
+        expected_N[np.flatnonzero(expected_N == largest)[-1]] = client
+    assert _with_rows(dealt_N, clients).tolist() == expected_N.tolist()
+
+
+def test_rows_for_many_clients_are_found_without_a_look_at_all_of_them_for_each():
+    begun = time.process_time()
+    given_N = _with_rows(np.zeros(200_000, np.int64), 200_000)
+    assert time.process_time() - begun < 5  # where each looks at all rows it is minutes
+    assert np.unique(given_N).tolist() == list(range(200_000))
 
 
 @pytest.mark.parametrize("name", sorted(set(PARTITIONERS) - {"time"}))

@@ -1,8 +1,8 @@
 """Federated learning: clients train on rows of their own and send updates; a server combines them.
 
 A method is five pieces put together, never a class to inherit from: client update, update transforms, aggregator,
-server optimizer and sampler (`protocols.py`). A new aggregator or partitioner is a class or function here and a row in
-its table.
+server optimizer and sampler (`protocols.py`). A new aggregator or partitioner is a class here and a row in its
+table.
 """
 
 from __future__ import annotations

@@ -238,7 +238,7 @@ class Assembly:
 
     def _client_update(self) -> ClientUpdate:
         honest = self.personalizer or self.local
-        return Attacked(honest, self.attack, self.attackers) if self.attack else honest
+        return Attacked(honest, self.attack, frozenset(self.attackers)) if self.attack else honest
 
     def _transforms(self) -> list[UpdateTransform]:
         return [*self._methods, *([self.personalizer] if self.personalizer else [])]

@@ -8,7 +8,7 @@ those. They change the weights' part of an update; what a method adds beside it 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
@@ -73,7 +73,7 @@ class Attacked(ClientUpdate):
 
     honest: ClientUpdate
     attack: Attack
-    attackers: Collection[ClientId]
+    attackers: frozenset[ClientId]
 
     def __call__(self, instruction: Instruction, client: Client) -> Update:
         """Train or attack."""
@@ -142,8 +142,9 @@ class Scaling(_Times):
 class InnerProduct(_Times):
     """Send -epsilon times the mean of the honest updates (Xie et al. 2020, arXiv:1903.03936).
 
-    With a small epsilon it hides among honest updates, where a defence by distances doesn't see it. The mean is
-    estimated by the attacker's own honest update.
+    With a small epsilon it hides among honest updates, where a defence by distances doesn't see it. In the paper all
+    attackers send one vector. Here each estimates the mean from its own rows, by the update that it would have sent:
+    what is sent differs from that of `SignFlip` by the usual scale alone.
 
     Attributes:
         attack_scale: The paper's epsilon.

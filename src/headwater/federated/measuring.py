@@ -19,7 +19,7 @@ from headwater.federated.population import Population
 from headwater.federated.protocols import ClientId
 from headwater.metrics import TokenCounts
 from headwater.model import SequenceModel
-from headwater.records import Metrics
+from headwater.records import ClientRow, Metrics
 from headwater.statistics import worst_decile
 from headwater.tasks import Task
 from headwater.tasks.classification import class_probabilities
@@ -163,3 +163,17 @@ def trivial(population: Population, featurizer: Featurizer) -> dict[str, Metrics
         return baselines(population.train, population.test, population.labels, featurizer)
     train, test = population.train.encode(featurizer, ()), population.test.encode(featurizer, ())
     return {"unigram": unigram(train, test, featurizer.sizes["vocabulary_size"])}
+
+
+def client_rows(population: Population, views: dict[str, Measured]) -> list[ClientRow]:
+    """Return each client's accuracy on its own test rows, in each view; clients without test rows are left out."""
+    train = population.train.by_client()
+    return [
+        ClientRow(
+            client=client,
+            train_rows=len(train.get(client, ())),
+            test_rows=len(rows),
+            metrics={name: view.of_client(client)["accuracy"] for name, view in views.items()},
+        )
+        for client, rows in population.test.by_client().items()
+    ]

@@ -67,19 +67,20 @@ def deal(partitioner: Partitioner, train: Rows, others: Sequence[Rows], rng: np.
 
 
 def _with_rows(clients_N: np.ndarray, clients: int) -> np.ndarray:
-    """Give each client that went without a row one of the largest client's."""
-    clients_N = clients_N.copy()
-    counts_C = np.bincount(clients_N, minlength=clients)
-    for client in np.flatnonzero(counts_C == 0):
-        largest = counts_C.argmax()
-        clients_N[np.flatnonzero(clients_N == largest)[-1]] = client
-        counts_C[[largest, client]] += (-1, 1)
+    """Give each client that went without a row, one after the other, the last one of who has the most by then."""
+    clients_N, counts_C = clients_N.copy(), np.bincount(clients_N, minlength=clients)
+    order_N, firsts_C = clients_N.argsort(kind="stable"), counts_C.cumsum() - counts_C
+    # A client that has the most, m of them, gives its mth: so rows are given by their places, the highest first.
+    places_N = np.empty_like(order_N)
+    places_N[order_N] = np.arange(len(order_N)) - firsts_C[clients_N[order_N]]
+    without = np.flatnonzero(counts_C == 0)
+    clients_N[np.lexsort((clients_N, -places_N))[: len(without)]] = without
     return clients_N
 
 
 @dataclass(frozen=True)
 class Iid:
-    """All clients alike: each label is dealt evenly."""
+    """All clients alike: each row goes to any of them by the same chance, so sizes and labels vary a little."""
 
     clients: int
 

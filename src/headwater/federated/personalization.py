@@ -19,10 +19,11 @@ from headwater.checkpoint import Checkpoint
 from headwater.config import RunOptions
 from headwater.errors import CheckpointError, DataError
 from headwater.federated.client_updates import LocalTraining
-from headwater.federated.measuring import Measure, changes_over_clients
+from headwater.federated.measuring import Measure, changes_over_clients, client_rows
+from headwater.federated.notes import diverged_notes
+from headwater.federated.personal.base import own_or_shared
 from headwater.federated.population import Population, PopulationOptions, read_population
 from headwater.federated.protocols import Client, ClientId, Instruction
-from headwater.federated.verb import client_rows
 from headwater.model import SequenceModel
 from headwater.stage import Outcome, Workspace, run_stage
 from headwater.tasks.classification import PooledLinear, pooled_states
@@ -100,7 +101,9 @@ def _work(checkpoint: Checkpoint, options: PersonalizeOptions, workspace: Worksp
     before = measure(model)
     clients = len(set(population.train.clients))
     personal: dict[ClientId, Weights] = {}
-    for number, (client, own) in enumerate(_learned(checkpoint, model, shared, population, options), 1):
+    diverged: list[ClientId] = []
+    learned = _learned(checkpoint, model, shared, population, options)
+    for number, (client, own) in enumerate(own_or_shared(learned, shared, diverged), 1):
         personal[client] = own
         workspace.progress.advance(number, clients)
     after = measure.by_own_models(before, model, ((client, shared | own) for client, own in personal.items()))
@@ -112,6 +115,7 @@ def _work(checkpoint: Checkpoint, options: PersonalizeOptions, workspace: Worksp
         "clients": client_rows(population, {"accuracy_before": before, "accuracy_after": after}),
         "notes": [
             *changes_over_clients(population.test.by_client(), before, after),
+            *diverged_notes(diverged),
             *([_LEFT_BEHIND] if checkpoint.personal else []),
             *population.notes(checkpoint.featurizer),
         ],

@@ -56,8 +56,7 @@ class ServerSGD:
     def step(self, weights: Weights, direction: Weights) -> Weights:
         """Return the next weights."""
         if self.momentum:
-            last = self._velocity or {name: torch.zeros_like(value) for name, value in direction.items()}
-            self._velocity = direction = add_scaled(direction, last, self.momentum)
+            self._velocity = direction = add_scaled(direction, self._velocity, self.momentum)
         return add_scaled(weights, direction, self.lr)
 
     def state(self) -> Weights:

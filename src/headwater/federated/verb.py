@@ -17,16 +17,17 @@ from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.assembly import Assembly, begun
 from headwater.federated.controls import measure_alone, train_central
 from headwater.federated.distributed import DistributedCohort, Ranks, joined
-from headwater.federated.measuring import Measure, Measured, changes_over_clients, trivial
+from headwater.federated.measuring import Measure, Measured, changes_over_clients, client_rows, trivial
+from headwater.federated.notes import diverged_notes, fairness_notes, named
 from headwater.federated.options import FederateOptions
-from headwater.federated.population import Population, read_population
+from headwater.federated.personal.base import own_or_shared
+from headwater.federated.population import read_population
 from headwater.federated.protocols import ClientId, FederatedAlgorithm
 from headwater.privacy.accounting import ACCOUNTANT, epsilon_by_round, epsilon_spent, noise_for
 from headwater.progress import Progress
-from headwater.records import ClientRow, Curve, Metrics, Privacy, RoundRow
+from headwater.records import Curve, Metrics, Privacy, RoundRow
 from headwater.resume_state import load_state, save_state
 from headwater.stage import Outcome, Workspace, run_stage, set_device, working_folder
-from headwater.statistics import over_clients
 from headwater.tasks import task_class
 from headwater.weights import Weights, load_weights
 from headwater.workers import one_thread
@@ -41,8 +42,6 @@ _AT_HOME = (
     "Epsilon is that of what clients send. Their own models, which this checkpoint holds too, are for them alone: they "
     "are neither clipped nor noised."
 )
-_NAMED = 8
-"""Clients that are named in a note."""
 _LEARNED = ("train", "source", "unlabelled")
 _SEEN = (
     "An earlier stage of this model has learned from the same file of rows, all in one place and without noise: what "
@@ -142,8 +141,9 @@ class _Federation:
 
     def outcome(self, weights: Weights, facts: dict[str, Any]) -> Outcome:
         """Measure what the rounds have made, beside the controls."""
-        own = dict(self.personal(weights, self.examples))
-        weights = self.shared(weights)
+        made, weights = self.personal(weights, self.examples), self.shared(weights)
+        diverged: list[ClientId] = []
+        own = dict(own_or_shared(made, weights, diverged))
         before, shared = self.measure(self.pieces.start), self.measure(weights)
         views = {"accuracy_before": before, "accuracy": shared}
         beside: dict[str, Metrics] = {}
@@ -161,7 +161,7 @@ class _Federation:
             facts["notes"].append(f"{_OWN} {' '.join(changes_over_clients(learned, shared, best))}")
         if own:
             private = [_AT_HOME] if facts["privacy"] else []
-            facts["notes"] += private if differing_own else [_ALIKE]
+            facts["notes"] += [*diverged_notes(diverged), *(private if differing_own else [_ALIKE])]
         if self.options.controls:
             views["accuracy_alone"] = self.add_controls(facts, before)
         facts |= found | {"method": self.method(), "clients": client_rows(self.population, views)}
@@ -243,8 +243,8 @@ class _Federation:
         if not (self.pieces.personalizer and self.valid):
             return self.held_out()
         clients = [client for client in self.valid.by_client if client in self.examples]
-        shared, own = self.valid(self.model), self.personal(weights, clients)
-        return self.valid.by_own_models(shared, self.model, own).figures()
+        own = own_or_shared(self.personal(weights, clients), self.shared(weights), [])
+        return self.valid.by_own_models(self.valid(self.model), self.model, own).figures()
 
     def held_out(self) -> Metrics:
         """Return the held-out figures of the model as it is."""
@@ -296,8 +296,9 @@ class _Federation:
         rows = self.test.by_client
         alone, diverged = measure_alone(local, self.examples, start, before, rows, seed, self.pieces.processes)
         if diverged:
-            named = ", ".join(diverged[:_NAMED]) + (" and others" if len(diverged) > _NAMED else "")
-            facts["notes"].append(f"Alone {len(diverged)} clients diverged and keep the start's answers: {named}.")
+            facts["notes"].append(
+                f"Alone {len(diverged)} clients diverged and keep the start's answers: {named(diverged)}."
+            )
         facts["controls"] = {"central": central.figures(), "alone": alone.figures()}
         return alone
 
@@ -338,7 +339,7 @@ class _Federation:
                 " from: they are measured with the shared model."
             )
         if attackers:
-            notes.append(f"{len(attackers)} clients attack ({self.options.attack}): {', '.join(attackers)}.")
+            notes.append(f"{len(attackers)} clients attack ({self.options.attack}): {named(attackers)}.")
         if self.seen_before():
             notes.append(_SEEN)
         return notes
@@ -356,41 +357,12 @@ class _Federation:
         return any(use.sha256 == self.population.train.sha256 for use in uses)
 
 
-def client_rows(population: Population, views: dict[str, Measured]) -> list[ClientRow]:
-    """Return each client's accuracy on its own test rows, in each view; clients without test rows are left out."""
-    train = population.train.by_client()
-    return [
-        ClientRow(
-            client=client,
-            train_rows=len(train.get(client, ())),
-            test_rows=len(rows),
-            metrics={name: view.of_client(client)["accuracy"] for name, view in views.items()},
-        )
-        for client, rows in population.test.by_client().items()
-    ]
-
-
 def differing(personal: Mapping[ClientId, Weights], shared: Weights) -> dict[ClientId, Weights]:
     """Return of the clients' own models the weights in which any of them differs from the shared one."""
     names = {name for own in personal.values() for name in own if not torch.equal(own[name], shared[name])}
     if not names:
         return {}
     return {client: {name: own[name].clone() for name in sorted(names)} for client, own in personal.items()}
-
-
-def fairness_notes(clients: Sequence[ClientRow]) -> list[str]:
-    """Return what the figures over all rows don't say: how unlike they are from client to client."""
-    accuracies = [row.metrics["accuracy"] for row in clients]
-    if len(accuracies) < 2:
-        return []
-    found = over_clients(accuracies)
-    return [
-        (
-            f"Over the {len(accuracies)} clients with test rows, each counting the same: accuracy {found['mean']:.3f} "
-            f"on average, {found['worst']:.3f} in the worst tenth (a gap of {found['gap']:.3f}), standard deviation "
-            f"{found['spread']:.3f}, from {found['low']:.3f} to {found['high']:.3f}."
-        )
-    ]
 
 
 def _with_epsilon(records: Sequence[RoundRow], privacy: Privacy) -> list[RoundRow]:

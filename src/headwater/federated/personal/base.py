@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from headwater.federated.protocols import Client, Instruction, Update, UpdateTransform
+from headwater.federated.protocols import Client, ClientId, Instruction, Update, UpdateTransform
 from headwater.weights import Weights
 
 
@@ -40,3 +41,22 @@ class Personalizer(UpdateTransform, Protocol):
             weights: The shared ones, after the last round.
             client: With what it has kept; it may never have taken part.
         """
+
+
+def own_or_shared(
+    own: Iterable[tuple[ClientId, Weights]], shared: Weights, diverged: list[ClientId]
+) -> Iterator[tuple[ClientId, Weights]]:
+    """Yield each client's own weights; one whose training has diverged keeps the shared ones.
+
+    Args:
+        own: What each has made of the shared weights, or of some of them.
+        shared: Weights of these names.
+        diverged: Who keeps the shared ones is added to it.
+    """
+    for client, weights in own:
+        # Not only weights that aren't finite: from those whose squares float32 can't hold no finite answer may come.
+        if all(bool(value.square().sum().isfinite()) for value in weights.values()):
+            yield client, weights
+        else:
+            diverged.append(client)
+            yield client, {name: shared[name].clone() for name in weights}

@@ -24,9 +24,10 @@ class Ifca(Personalizer):
     """Iterative federated clustering (Ghosh et al. 2020, arXiv:2006.04088, algorithm 1, option II).
 
     The shared weights are those of M models, under `cluster0.`, `cluster1.` and so on. A client takes the one with the
-    lowest loss on its rows, trains it and sends its update alone; each model moves by the mean of those who took it.
-    Nothing is kept at the clients. As the paper says, the models must begin apart: here each with noise of a tenth of
-    each weight's spread.
+    lowest loss on its rows, trains it and sends its update alone; the server steps each model along the mean of those
+    who took it, which is zero where nobody did: such a model stays with plain averaging, as in the paper, and goes on
+    by what a server optimizer keeps of earlier rounds. Nothing is kept at the clients. As the paper says, the models
+    must begin apart: here each with noise of a tenth of each weight's spread.
 
     Attributes:
         local: How a client trains.
