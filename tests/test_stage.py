@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +300,14 @@ def test_a_record_holds_what_happened(data, expected):
     assert record.wall_seconds > 0
     assert record.versions.keys() >= {"headwater", "torch", "numpy", "python"}
     assert expected.lineage.stages[0].metrics == record.metrics
+
+
+def test_a_record_with_a_figure_that_json_cannot_say_is_not_written(expected, tmp_path):
+    record = StageRecord.load(expected.path)
+    broken = record.model_copy(update={"metrics": {"test": {"loss": math.inf}}})
+    with pytest.raises(DataError, match=r"metrics\.test\.loss of the trained model .*: lower the learning rate"):
+        broken.save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gpu_that_is_not_there_is_refused_and_nothing_left(data, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from headwater.errors import CheckpointError
+from headwater.errors import CheckpointError, DataError
 from headwater.files import write_atomic
 
 Metrics = dict[str, float]
@@ -304,8 +304,18 @@ class StageRecord(Record):
     """Verdicts and warnings, a sentence each."""
 
     def save(self, folder: Path) -> None:
-        """Write `stage.json` into the folder."""
-        write_atomic(folder / STAGE_FILE, self.model_dump_json(indent=1) + "\n")
+        """Write `stage.json` into the folder.
+
+        Raises:
+            DataError: A figure isn't finite, which JSON can't say.
+        """
+        text = self.model_dump_json(indent=1) + "\n"
+        try:
+            self.model_validate_json(text)
+        except ValidationError as error:
+            where, _ = _first(error)
+            raise DataError(f"{where} of the trained model isn't a finite number: lower the learning rate") from error
+        write_atomic(folder / STAGE_FILE, text)
 
     @classmethod
     def load(cls, folder: Path) -> StageRecord:
@@ -320,8 +330,12 @@ class StageRecord(Record):
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder} holds no {STAGE_FILE}: give a folder that a stage has written") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise CheckpointError(
-                f"{path} isn't a record of this version ({where}: {first['msg']}): run the stage again"
-            ) from error
+            where, why = _first(error)
+            message = f"{path} isn't a record of this version ({where}: {why}): run the stage again"
+            raise CheckpointError(message) from error
+
+
+def _first(error: ValidationError) -> tuple[str, str]:
+    """Return where a record isn't one, and why."""
+    first = error.errors()[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"]
