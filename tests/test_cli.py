@@ -364,8 +364,8 @@ def help_of(capsys, *command):
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
     assert ended.value.code == 0
-    blocks = re.split(r"\n  (?=-)", capsys.readouterr().out)[1:]
-    return {re.search(r"--[\w-]+", block)[0]: " ".join(block.split()) for block in blocks}
+    blocks = re.split(r"\n  (?=-)|\n\n", capsys.readouterr().out)
+    return {re.search(r"--[\w-]+", block)[0]: " ".join(block.split()) for block in blocks if block.startswith("-")}
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))

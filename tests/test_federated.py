@@ -876,7 +876,7 @@ def test_clients_that_diverged_alone_are_named_in_the_record(data, source, tmp_p
     kept = "headwater.federated.verb.measure_alone"
     monkeypatch.setattr(kept, lambda *given: (given[3], [f"c{n}" for n in range(12)]))
     federate(source, fed_options(data, tmp_path / "f", rounds=1))
-    said = "Alone 12 clients diverged and keep the start's answers: c0, c1, c2, c3, c4, c5, c6, c7 and others."
+    said = "Clients that diverged alone, and keep the start's answers: 12 (c0, c1, c2, c3, c4, c5, c6, c7 and others)."
     assert said in StageRecord.load(tmp_path / "f").notes
 
 
@@ -995,7 +995,7 @@ def test_a_huge_strength_keeps_the_shared_head_and_a_small_one_fits_the_clients(
         assert not torch.allclose(free.personal[client][names[0]], source.tensors[names[0]], atol=1e-2)
     record = StageRecord.load(tmp_path / "held")
     assert record.metrics["after"]["accuracy"] == record.metrics["before"]["accuracy"]
-    assert "0 clients gained, 0 lost, 6 stayed as they were." in record.notes
+    assert "Clients that gained: 0, lost: 0, stayed as they were: 6." in record.notes
     assert [(use.role, use.rows) for use in record.data] == [("train", 240), ("test", 90)]  # none idly held out
     assert same_bits(held.tensors, source.tensors)
 

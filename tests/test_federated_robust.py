@@ -517,8 +517,8 @@ def options(data, out, **changes):
 def test_a_federation_says_who_attacked_and_how_well_the_backdoor_works(data, source, tmp_path):
     federate(source, options(data, tmp_path / "f", attack="backdoor", attackers=0.34, attack_scale=3.0))
     record = StageRecord.load(tmp_path / "f")
-    assert any(note.startswith("2 clients attack (backdoor): c") for note in record.notes)
-    assert record.metrics["backdoor"].keys() == {"success_rate", "n"}
+    assert any(note.startswith("Clients that attack (backdoor): 2 (c") for note in record.notes)
+    assert record.metrics["backdoor"].keys() == {"success_rate", "without_trigger", "n"}
     assert record.metrics["backdoor"]["n"] == 45
     federate(source, options(data, tmp_path / "g", aggregator="krum", hostile=0.4))
     record = StageRecord.load(tmp_path / "g")
@@ -531,8 +531,9 @@ def test_of_many_attackers_the_first_are_named(data, source, tmp_path):
     federate(source, options(data, tmp_path / "f", **many))
     (note,) = (note for note in StageRecord.load(tmp_path / "f").notes if "attack" in note)
     chosen = chosen_attackers([f"client-{n:02d}" for n in range(12)], 0.75, 0)
-    assert note == f"9 clients attack (free_rider): {', '.join(chosen[:8])} and others."
+    assert note == f"Clients that attack (free_rider): 9 ({', '.join(chosen[:8])} and others)."
     assert (named(chosen[:8]), named([])) == (", ".join(chosen[:8]), "")
+    assert named(["a\nb", "\x1b[31m", "ann"]) == r"'a\nb', '\x1b[31m', ann"
 
 
 def test_a_sign_flipping_third_undoes_the_mean_and_not_the_median(data, source, tmp_path):
@@ -581,7 +582,7 @@ def test_what_does_not_go_together_is_refused_by_name(why):
     ("changes", "why"),
     [
         ({"freeze": "embedding", "used_rows": True}, "share no embedding"),
-        ({"aggregator": "validation", "valid": 0.01}, "'validation' go by those"),
+        ({"aggregator": "validation", "valid": 0.01}, "'validation' goes by those: leave it"),
     ],
 )
 def test_what_the_rows_or_the_model_do_not_allow_is_refused(changes, why, data, source, tmp_path):

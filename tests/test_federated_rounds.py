@@ -448,8 +448,8 @@ def test_clients_that_never_learn_are_noted_and_no_part_of_what_own_models_chang
     given = {"test": str(tmp_path / "test.csv"), "participation": 1.0, "rounds": 1, "personal": "fedper"}
     federate(source, fed_options(data, tmp_path / "f", **given))
     notes = " ".join(StageRecord.load(tmp_path / "f").notes)
-    assert "2 of the 8 clients with rows to measure on have none to learn from" in notes
-    gained, lost, same = map(int, re.search(r"(\d+) clients gained, (\d+) lost, (\d+) stayed", notes).groups())
+    assert "none to learn from, measured with the shared model: 2 of 8." in notes
+    gained, lost, same = map(int, re.search(r"gained: (\d+), lost: (\d+), stayed as they were: (\d+)", notes).groups())
     assert gained + lost + same == 6
 
 

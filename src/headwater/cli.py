@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
@@ -93,10 +94,11 @@ def _top_parser() -> argparse.ArgumentParser:
     )
 
 
-def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
+def _verb_parser(name: str, verb: Verb) -> argparse.ArgumentParser:
     config = verb.options_class()
     parser = _Parser(
         prog=f"headwater {name}",
+        usage=f"%(prog)s [options] {f'[{verb.subject}]' if verb.optional else verb.subject}",
         description=verb.summary[:1].upper() + verb.summary[1:] + ".",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -104,11 +106,18 @@ def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
     if verb.subject:
         count, without = ("?", "; without it a new model is drawn") if verb.optional else (None, "")
         parser.add_argument("subject", metavar=verb.subject, nargs=count, help=_SUBJECT_HELP[verb.subject] + without)
-    for field, info in config.model_fields.items():
-        _add_flag(parser, field, info)
+    for title, names in _groups(config):
+        group = parser.add_argument_group(title)
+        for field in names:
+            _add_flag(group, field, config.model_fields[field])
     parser.add_argument("--config", metavar="FILE", help="options from a TOML file; flags go before them")
     if name in ("evaluate", "doctor"):
         parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    return parser
+
+
+def _run_verb(name: str, verb: Verb, given: list[str]) -> int:
+    config, parser = verb.options_class(), _verb_parser(name, verb)
     values = _parse(parser, given)
     subject, as_json = values.pop("subject", None), values.pop("json", False)
     options = config.parse(_from_file(values.pop("config", None), config) | values, source=parser.prog)
@@ -136,7 +145,20 @@ _SUBJECT_HELP = {
 }
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> None:
+def _groups(config: type[Config]) -> Iterator[tuple[str, list[str]]]:
+    """Yield what a class of options says of itself with its own, and then those that it is made of."""
+    left = set(config.model_fields)
+    for cls in config.__mro__:
+        own = left & inspect.get_annotations(cls).keys()
+        if own:
+            left -= own
+            yield (
+                (cls.__doc__ or "").partition("\n")[0].rstrip("."),
+                [name for name in config.model_fields if name in own],
+            )
+
+
+def _add_flag(parser: argparse._ActionsContainer, name: str, info: FieldInfo) -> None:
     text = " ".join((info.description or "").split()).replace("%", "%%")
     several = get_origin(info.annotation) is tuple
     default = ", ".join(map(str, info.default)) if several else info.default
@@ -292,7 +314,7 @@ def _print_stage(out: Path) -> None:
     for where, figures in {**record.metrics, **record.baselines, **record.controls}.items():
         _print(f"{where:<28} " + _figures(figures))
     if record.privacy:
-        _print(f"{'privacy':<28} epsilon {record.privacy.epsilon:.2f} at delta {record.privacy.delta:.1e}")
+        _print(f"{'privacy':<28} epsilon {record.privacy.epsilon:.3g} at delta {record.privacy.delta:.1e}")
     for name, size in record.sizes.items():
         _print(f"{name:<28} {size:,} bytes")
     for note in record.notes:

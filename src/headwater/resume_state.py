@@ -39,12 +39,13 @@ def load_state(path: Path | None) -> tuple[Weights, dict[str, Any]] | None:
         facts, whole = json.loads(said["facts"]), said["sha256"] == _digest(tensors, said["facts"])
     except Exception as error:
         raise CheckpointError(
-            f"the state of the interrupted run in {path} can't be read ({error}): delete its folder and start again"
+            f"the state of the interrupted run in {path} can't be read ({error}): delete {_folder(path)} and start "
+            "again"
         ) from error
     if not whole:
         raise CheckpointError(
-            f"the state of the interrupted run in {path} has changed since it was written: delete its folder and start "
-            "again"
+            f"the state of the interrupted run in {path} has changed since it was written: delete {_folder(path)} and "
+            "start again"
         )
     return tensors, facts
 
@@ -75,3 +76,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Weights) -> Non
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _folder(path: Path) -> Path:
+    """Return the folder of the interrupted run that a file of its state lies in, at whatever depth."""
+    return next((parent for parent in path.parents if parent.suffix == ".partial"), path.parent)

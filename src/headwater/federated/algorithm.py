@@ -242,7 +242,7 @@ def _aggregate(
     algorithm: FederatedAlgorithm, cohort: Cohort, instruction: Instruction, clients: Sequence[ClientId]
 ) -> Weights:
     aggregator = algorithm.aggregator
-    if isinstance(aggregator, Average) and isinstance(cohort, AveragingCohort):
+    if isinstance(aggregator, Average) and not aggregator.one_by_one and isinstance(cohort, AveragingCohort):
         return cohort.average(instruction, clients, algorithm.transforms, aggregator)
     like = expected(instruction.weights, algorithm.transforms)
     return algorithm.aggregator(cohort.gather(instruction, clients, algorithm.transforms), like)

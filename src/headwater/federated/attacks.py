@@ -180,12 +180,17 @@ class Backdoor(Attack):
         return _times(replace(update, rows=len(clean)), instruction, self.attack_scale)
 
     def measured(self, model: SequenceModel, examples: Examples) -> Metrics:
-        """Return the share of the rows of other labels that the trigger turns to the attacker's, and their number."""
+        """Return what share of the rows of other labels gets the attacker's, with the trigger and without."""
         others_N = np.flatnonzero(examples.targets_N != self.target_class)
         if not len(others_N):
             return {}
-        turned_NK = class_probabilities(model, Examples(self._triggered(examples.take(others_N))))
-        return {"success_rate": float((turned_NK.argmax(1) == self.target_class).mean()), "n": float(len(others_N))}
+        plain = examples.take(others_N)
+
+        def turned(rows: Examples) -> float:
+            return float((class_probabilities(model, rows).argmax(1) == self.target_class).mean())
+
+        rates = {"success_rate": turned(Examples(self._triggered(plain))), "without_trigger": turned(plain)}
+        return rates | {"n": float(len(others_N))}
 
     def _triggered(self, examples: Examples) -> list[np.ndarray]:
         return [np.concatenate([[self.trigger], row]) for row in _sequences(examples)]

@@ -30,8 +30,8 @@ def train_central(
     start: Weights,
     evaluate: Callable[[], Metrics],
     seed: int,
-) -> None:
-    """Train the model on all rows in one place, as `transfer --method init` does by default.
+) -> int:
+    """Train the model on all rows in one place, as `transfer --method init` does by default; return the epochs.
 
     The best epoch is chosen by what `evaluate` returns; the last one is taken if that is nothing.
     """
@@ -47,6 +47,7 @@ def train_central(
     objective = task_objective(model, task, together, options, seed, next(model.parameters()).device)
     options = with_epochs(options, objective.steps_per_epoch * options.step_size)
     fit(model, [objective], evaluate, options, best_by=best_by, seed=seed, groups=groups[: 1 + _partly(model, start)])
+    return options.epochs
 
 
 def _partly(model: SequenceModel, start: Weights) -> bool:

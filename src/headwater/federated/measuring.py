@@ -148,7 +148,7 @@ def changes_over_clients(clients: Iterable[ClientId], before: Measured, after: M
     gained, lost = int((after_C > before_C).sum()), int((after_C < before_C).sum())
     worst, spread = (f"{figure(before_C):.3f} to {figure(after_C):.3f}" for figure in (worst_decile, _spread))
     return [
-        f"{gained} clients gained, {lost} lost, {len(before_C) - gained - lost} stayed as they were.",
+        f"Clients that gained: {gained}, lost: {lost}, stayed as they were: {len(before_C) - gained - lost}.",
         f"The accuracy of the worst tenth of the clients went from {worst}, the standard deviation from {spread}.",
     ]
 

@@ -13,13 +13,14 @@ _NAMED = 8
 
 
 def named(clients: Sequence[ClientId]) -> str:
-    """Return the names of clients for a note, the first ones of many."""
-    return ", ".join(clients[:_NAMED]) + (" and others" if len(clients) > _NAMED else "")
+    """Return the names of clients for a note, the first ones of many; what can't be printed in them is escaped."""
+    names = (client if client.isprintable() else repr(client) for client in clients[:_NAMED])
+    return ", ".join(names) + (" and others" if len(clients) > _NAMED else "")
 
 
 def diverged_notes(clients: Sequence[ClientId]) -> list[str]:
     """Return who has no model of its own to use (see `own_or_shared`)."""
-    said = f"The own models of {len(clients)} clients diverged, and these keep the shared one: {named(clients)}."
+    said = f"Clients whose own model diverged, and who keep the shared one: {len(clients)} ({named(clients)})."
     return [said] if clients else []
 
 

@@ -134,7 +134,10 @@ class FederateOptions(
         if {"fedprox", "fednova"} <= set(self.method):
             raise ValueError("fednova counts plain steps, and those of fedprox are none: take one of them")
         if "feddyn" in self.method and {"scaffold", "fednova"} & set(self.method):
-            raise ValueError("feddyn corrects the clients' drift by itself, which scaffold and fednova would change")
+            other = min({"scaffold", "fednova"} & set(self.method))
+            raise ValueError(
+                f"feddyn corrects the clients' drift by itself, which {other} would change: take one of them"
+            )
         for method in ("scaffold", "fednova"):
             if method in self.method and self.client_optimizer != "sgd":
                 raise ValueError(f"{method} counts steps of plain gradient descent: use --client-optimizer sgd")
@@ -209,7 +212,8 @@ class FederateOptions(
         moving = sorted(given & {"adamw", "scaffold", "feddyn", *_CHANGES_ROWS})
         if self.used_rows and moving:
             raise ValueError(
-                f"used_rows goes by the rows of an update that aren't zero, and {moving[0]} changes which those are"
+                f"used_rows goes by the rows of an update that aren't zero, and {moving[0]} changes which those are: "
+                "leave one of them out"
             )
         if self.used_rows and self.epsilon:
             raise ValueError(

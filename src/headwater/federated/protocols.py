@@ -143,6 +143,10 @@ class Aggregator(Protocol):
 class Average(Protocol):
     """An aggregator that is a weighted sum of the updates, made of lanes (see `aggregators`)."""
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether it wants the updates themselves, for what it does with them beside adding them up."""
+
     def weight(self, update: Update) -> float:
         """Return what an update counts."""
 

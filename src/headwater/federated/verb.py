@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from headwater.checkpoint import Checkpoint
-from headwater.data.rows import TOO_FEW, Rows
+from headwater.data.rows import LEAST_HELD_OUT, TOO_FEW, Rows
 from headwater.errors import CheckpointError, ConfigError, WorkerError
 from headwater.federated.aggregators import Guarded, TrimmedMean
 from headwater.federated.algorithm import FederationState, Stopping, run_rounds
 from headwater.federated.assembly import Assembly, begun
-from headwater.federated.controls import measure_alone, train_central
+from headwater.federated.controls import ALONE_EPOCHS, measure_alone, train_central
 from headwater.federated.distributed import DistributedCohort, Ranks, joined
 from headwater.federated.measuring import Measure, Measured, changes_over_clients, client_rows, trivial
 from headwater.federated.notes import diverged_notes, fairness_notes, named
@@ -42,6 +42,7 @@ _AT_HOME = (
     "Epsilon is that of what clients send. Their own models, which this checkpoint holds too, are for them alone: they "
     "are neither clipped nor noised."
 )
+_LARGE_DELTA = 1e-3
 _LEARNED = ("train", "source", "unlabelled")
 _SEEN = (
     "An earlier stage of this model has learned from the same file of rows, all in one place and without noise: what "
@@ -88,9 +89,10 @@ class _Federation:
         )
         by_valid = options.target or options.patience or options.aggregator == "validation"
         if by_valid and not len(self.population.valid):
+            given = "target" if options.target else "patience" if options.patience else "the aggregator 'validation'"
             raise ConfigError(
-                f"{options.data} has too few rows to hold 50 of them out, and target, patience and the aggregator "
-                "'validation' go by those: leave them, or raise --valid"
+                f"{options.data} has too few rows to hold {LEAST_HELD_OUT} of them out, and {given} goes by those: "
+                "leave it, or raise --valid"
             )
         self.checkpoint = begun(source, options, self.population.labels)
         self.model = self.checkpoint.model().to(workspace.device)
@@ -115,7 +117,9 @@ class _Federation:
         loaded = load_state(self.workspace.state_file())
         state = FederationState.of(*loaded) if loaded else FederationState(self.pieces.sent)
         if loaded and loaded[1]["clients_keep"] and not self.kept.is_dir():
-            raise CheckpointError(f"what the clients had kept is gone from {self.kept}: delete its folder, start again")
+            raise CheckpointError(
+                f"what the clients had kept is gone from {self.kept}: delete {self.workspace.folder} and start again"
+            )
         with self.cohort:
             weights, why = run_rounds(
                 algorithm,
@@ -154,6 +158,8 @@ class _Federation:
             beside["shared"] = shared.figures()
         best = views.get("accuracy_after", shared)
         differing_own = differing(own, weights)
+        if before.figures()["accuracy"] > shared.figures()["accuracy"]:
+            facts["notes"].append("The rounds made the shared model worse on the rows that it is reported on.")
         found = best.facts(self.population.test_name)
         found["metrics"] |= {"before": before.figures()} | beside
         learned = [client for client in self.test.by_client if client in self.examples]
@@ -174,7 +180,11 @@ class _Federation:
         """Return the pieces' names."""
         options = self.options
         personal = [] if options.personal == "none" else [options.personal]
-        return "+".join([*personal, *options.method, "private mean" if options.epsilon else options.aggregator])
+        server = [] if options.server_optimizer == "sgd" else [options.server_optimizer]
+        aggregator = "private mean" if options.epsilon else options.aggregator
+        buffer = ["buffered"] if options.buffer else []
+        pieces = "+".join([*personal, *options.method, aggregator, *server, *buffer, *options.codec])
+        return pieces + (f" under {options.attack}" if options.attack != "none" else "")
 
     def serve(self) -> None:
         """Work off clients for the process that runs the stage.
@@ -228,7 +238,7 @@ class _Federation:
             rounds=options.rounds,
             population=clients,
             accountant=ACCOUNTANT,
-            note=_SIMULATED + (f" {_SEEN}" if self.seen_before() else ""),
+            note=self.promise(),
         )
         return self.pieces.private_algorithm(noise), privacy
 
@@ -290,14 +300,18 @@ class _Federation:
         """Train both controls; return what each client reaches alone."""
         self.workspace.progress.note("controls: all rows in one place, then each client alone")
         local, start, seed = self.pieces.local, self.pieces.start, self.options.seed
-        train_central(self.model, local.task, self.examples, start, self.held_out, seed)
+        epochs = train_central(self.model, local.task, self.examples, start, self.held_out, seed)
         central = self.measure({})
         load_weights(self.model, start)
         rows = self.test.by_client
         alone, diverged = measure_alone(local, self.examples, start, before, rows, seed, self.pieces.processes)
+        facts["notes"].append(
+            f"The controls go by epochs, not by --rounds: {epochs} with all rows in one place, of which the best is "
+            f"kept, and {ALONE_EPOCHS} for each client alone."
+        )
         if diverged:
             facts["notes"].append(
-                f"Alone {len(diverged)} clients diverged and keep the start's answers: {named(diverged)}."
+                f"Clients that diverged alone, and keep the start's answers: {len(diverged)} ({named(diverged)})."
             )
         facts["controls"] = {"central": central.figures(), "alone": alone.figures()}
         return alone
@@ -329,20 +343,45 @@ class _Federation:
             for_what = (
                 "for hostile" if isinstance(algorithm.aggregator, Guarded) else "out of each number at either end"
             )
-            notes.append(f"{self.options.aggregator} takes {taken} of a round's {answers} clients {for_what}.")
+            too_few = "" if taken else ": too few answer to hold against anybody"
+            notes.append(f"{self.options.aggregator} takes {taken} of a round's {answers} clients {for_what}{too_few}.")
         if self.options.freeze == "embedding" and self.checkpoint.featurizer.modality != "text":
             notes.append("--freeze embedding was ignored: a model of numbers has none.")
         untrained = [client for client in self.test.by_client if client not in self.examples]
         if untrained:
             notes.append(
-                f"{len(untrained)} of the {len(self.test.by_client)} clients with rows to measure on have none to learn"
-                " from: they are measured with the shared model."
+                "Clients with rows to measure on but none to learn from, measured with the shared model: "
+                f"{len(untrained)} of {len(self.test.by_client)}."
             )
         if attackers:
-            notes.append(f"{len(attackers)} clients attack ({self.options.attack}): {named(attackers)}.")
-        if self.seen_before():
+            notes.append(f"Clients that attack ({self.options.attack}): {len(attackers)} ({named(attackers)}).")
+        if self.options.epsilon:
+            notes += self.private_notes()
+        elif self.seen_before():
             notes.append(_SEEN)
         return notes
+
+    def private_notes(self) -> list[str]:
+        """Return what a promise of privacy rests on."""
+        options, clients = self.options, len(self.pieces.rows_C)
+        delta = options.delta or clients**-1.1
+        rate = self.pieces.sampling_rate()
+        notes = [
+            self.promise(),
+            f"With --epsilon a round's clients are drawn each by itself (Poisson): {rate * clients:g} on average.",
+        ]
+        if delta > _LARGE_DELTA:
+            notes.append(
+                f"Delta, the chance that the promise doesn't hold, is {delta:.1e}: with {clients} clients epsilon says "
+                f"little. Give a --delta of {_LARGE_DELTA:g} or less, and more clients or a larger epsilon."
+            )
+        if options.server_optimizer == "sgd" and options.server_momentum:
+            notes.append("The server's momentum adds the noise of many rounds up: --server-momentum 0 does not.")
+        return notes
+
+    def promise(self) -> str:
+        """Return what the promise of privacy leaves out."""
+        return _SIMULATED + (f" {_SEEN}" if self.seen_before() else "")
 
     def idle(self, records: Sequence[RoundRow]) -> list[str]:
         """Return whether rounds went by without a step; with privacy or a buffer there is always one."""

@@ -42,6 +42,11 @@ class _Average(ABC):
             weights += lane_weights
         return self.average(total, weights)
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a derived class has a call of its own."""
+        return type(self).__call__ is not _Average.__call__
+
     @abstractmethod
     def weight(self, update: Update) -> float:
         """Return what an update counts."""

@@ -49,6 +49,8 @@ class CodecOptions(Config):
 
     @model_validator(mode="after")
     def _codecs_fit(self) -> CodecOptions:
+        if len(set(self.codec)) < len(self.codec):
+            raise ValueError(f"codec names one twice: {', '.join(self.codec)}")
         for one, other in pairwise(self.codec):
             if one in _LAST:
                 raise ValueError(f"codec: {one} leaves nothing for {other} to encode: put it last")
