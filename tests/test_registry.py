@@ -84,7 +84,7 @@ def test_the_help_of_an_option_lists_its_names(options, option, table, wrong, ri
 @pytest.mark.parametrize(("options", "option", "table", "wrong", "right"), NAMES)
 def test_a_plug_ins_name_is_taken_wherever_a_member_is_named(options, option, table, wrong, right, plug_in):
     assert getattr(options.parse({"data": "x", "out": "x", option: "shouting"}), option) == "shouting"
-    with pytest.raises(ConfigError, match=r"known: .*, shouting, reader"):
+    with pytest.raises(ConfigError, match=r"known: .*, reader, shouting"):
         options.parse({"data": "x", "out": "x", option: "nothing like it"})
 
 

@@ -213,7 +213,8 @@ def test_a_state_is_saved_now_and_then_only(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("save_each_step")
 def test_a_damaged_state_is_refused_by_name(tmp_path):
-    state = tmp_path / "state"
+    state = tmp_path / "run.partial" / ".clients" / "state"
+    state.parent.mkdir(parents=True)
     save_state(state, {"a": torch.ones(3)}, {"step": 1})
     tensors, facts = load_state(state)
     assert same_bits(tensors, {"a": torch.ones(3)})
@@ -226,12 +227,13 @@ def test_a_damaged_state_is_refused_by_name(tmp_path):
 
 
 def test_a_state_of_which_one_bit_has_changed_is_refused(tmp_path):
-    state = tmp_path / "state"
+    state = tmp_path / "run.partial" / ".clients" / "state"
+    state.parent.mkdir(parents=True)
     save_state(state, {"a": torch.ones(3), "b": torch.tensor(2.0)}, {"step": 1})
     whole = state.read_bytes()
     for place in range(len(whole)):
         state.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        with pytest.raises(CheckpointError, match="delete its folder and start again"):
+        with pytest.raises(CheckpointError, match="run.partial and start again"):
             load_state(state)
 
 

@@ -68,7 +68,7 @@ def check_name(family: str, table: Mapping[str, str], name: str, others: Sequenc
     Raises:
         ConfigError: None of them has it.
     """
-    known = [*others, *table, *entry_points(group=family).names]
+    known = [*others, *table, *sorted(entry_points(group=family).names)]
     if name not in known:
         kind = family.rpartition(".")[2].replace("_", " ")
         close = did_you_mean(name, known)
