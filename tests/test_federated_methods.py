@@ -426,7 +426,7 @@ def test_a_hostile_client_is_refused_and_ends_nothing(what, aggregator, private)
 def test_codecs_that_change_which_rows_are_used_are_refused_with_used_rows(name):
     options = {"data": "x", "out": "y", "used_rows": True, "codec": name}
     delta = torch.zeros(40, 8)
-    delta[3:9] = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    delta[3:9] = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -2, 6)[:, None]
     stack = [made("headwater.codecs", CODECS, name, CodecOptions(codec=[name]))]
     came = decode(encode({"w": delta}, stack, "key"), {"w": delta}, stack, "key")["w"]
     assert came[3:9].any()

@@ -582,7 +582,7 @@ def test_what_does_not_go_together_is_refused_by_name(why):
     ("changes", "why"),
     [
         ({"freeze": "embedding", "used_rows": True}, "share no embedding"),
-        ({"aggregator": "validation", "valid": 0.01}, "'validation' goes by those: leave it"),
+        ({"aggregator": "validation", "valid": 0.01}, "'validation' goes by those: leave it out"),
     ],
 )
 def test_what_the_rows_or_the_model_do_not_allow_is_refused(changes, why, data, source, tmp_path):

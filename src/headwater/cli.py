@@ -146,7 +146,7 @@ _SUBJECT_HELP = {
 
 
 def _groups(config: type[Config]) -> Iterator[tuple[str, list[str]]]:
-    """Yield what a class of options says of itself with its own, and then those that it is made of."""
+    """Yield a title and its options for a class of options and each that it derives from."""
     left = set(config.model_fields)
     for cls in config.__mro__:
         own = left & inspect.get_annotations(cls).keys()
@@ -315,6 +315,7 @@ def _print_stage(out: Path) -> None:
         _print(f"{where:<28} " + _figures(figures))
     if record.privacy:
         _print(f"{'privacy':<28} epsilon {record.privacy.epsilon:.3g} at delta {record.privacy.delta:.1e}")
+        _print(record.privacy.note)
     for name, size in record.sizes.items():
         _print(f"{name:<28} {size:,} bytes")
     for note in record.notes:

@@ -314,7 +314,7 @@ class StageRecord(Record):
             self.model_validate_json(text)
         except ValidationError as error:
             where, _ = _first(error)
-            raise DataError(f"{where} of the trained model isn't a finite number: lower the learning rate") from error
+            raise DataError(f"{where} isn't a finite number: a training diverged, lower its learning rate") from error
         write_atomic(folder / STAGE_FILE, text)
 
     @classmethod

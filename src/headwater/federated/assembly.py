@@ -155,6 +155,11 @@ class Assembly:
         return options.buffer or wanted(options.participation, options.cohort, len(self.rows_C))
 
     @property
+    def delta(self) -> float:
+        """The chance that a promise of privacy doesn't hold."""
+        return self._options.delta or len(self.rows_C) ** -1.1
+
+    @property
     def processes(self) -> int:
         """Over how many a round's clients are spread.
 

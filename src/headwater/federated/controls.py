@@ -10,6 +10,7 @@ import numpy as np
 from headwater.data.examples import Examples
 from headwater.federated.client_updates import LocalTraining
 from headwater.federated.measuring import Measured
+from headwater.federated.personal.base import own_or_shared
 from headwater.federated.protocols import ClientId, Instruction
 from headwater.federated.simulation import LocalCohort
 from headwater.fitting import task_objective, with_epochs
@@ -82,9 +83,11 @@ def measure_alone(
 
     def trained() -> Iterator[tuple[ClientId, SequenceModel]]:
         with LocalCohort(clients, alone, processes=processes) as cohort:
-            for update in cohort.gather(Instruction(1, start, seed), learning, ()):
-                load_weights(alone.model, add_scaled(start, update.delta))
-                yield update.client, alone.model
+            updates = cohort.gather(Instruction(1, start, seed), learning, ())
+            made = ((update.client, add_scaled(start, update.delta)) for update in updates)
+            for client, weights in own_or_shared(made, start, diverged):
+                load_weights(alone.model, weights)
+                yield client, alone.model
         diverged.extend(cohort.replies.refused)
 
     return before.with_clients(trained()), diverged

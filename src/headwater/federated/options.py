@@ -25,7 +25,7 @@ from headwater.tasks.language_modeling import LanguageModelingOptions
 
 _LEAST_LR = 1e-30
 """Smaller ones vanish in float32, and what is divided by them is no number."""
-_CHANGES_ROWS = ("sign", "rotation", "low_rank", "top_k", "random_k")
+_CHANGES_ROWS = ("int4", "ternary", "sign", "rotation", "low_rank", "top_k", "random_k")
 """Codecs after which other rows of an update than before are zero."""
 _BIASED = {"sign", "low_rank", "top_k"}
 """Codecs that lose something also on average."""
@@ -146,7 +146,7 @@ class FederateOptions(
             raise ValueError(f"client_lr_decay leaves a learning rate of {last:.0e} to the last round: raise it")
         if "moon" in self.method and self.bptt:
             raise ValueError("moon compares the representations of rows, and streams have none: leave --bptt at 0")
-        if "moon" in self.method and self.freeze == "encoder":
+        if "moon" in self.method and self.freeze == "encoder" and self.share == "all":
             raise ValueError("moon compares what encoders make of rows, and with --freeze encoder they are the same")
         if self.epsilon and self.method and set(self.method) - {"fedprox"}:
             raise ValueError(

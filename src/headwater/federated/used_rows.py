@@ -18,8 +18,8 @@ class UsedRows(UpdateTransform):
 
     The server sees for itself which rows have changed, so nothing more is sent. That takes an average as aggregator,
     and clients and codecs that leave the rows of unused tokens, and no others, as they are: a softmax over the
-    embedding's rows, weight decay (AdamW), the corrections of SCAFFOLD and FedDyn, signs, rotations, low rank and the
-    largest or random numbers don't.
+    embedding's rows, weight decay (AdamW), the corrections of SCAFFOLD and FedDyn, numbers of four bits or fewer,
+    rotations, low rank and the largest or random numbers don't.
 
     Attributes:
         name: Of the embedding's weight (V, E).

@@ -92,7 +92,7 @@ class _Federation:
             given = "target" if options.target else "patience" if options.patience else "the aggregator 'validation'"
             raise ConfigError(
                 f"{options.data} has too few rows to hold {LEAST_HELD_OUT} of them out, and {given} goes by those: "
-                "leave it, or raise --valid"
+                "leave it out, or raise --valid"
             )
         self.checkpoint = begun(source, options, self.population.labels)
         self.model = self.checkpoint.model().to(workspace.device)
@@ -225,8 +225,7 @@ class _Federation:
         options = self.options
         if not options.epsilon:
             return self.pieces.algorithm(self.accuracy), None
-        clients, rate = len(self.pieces.rows_C), self.pieces.sampling_rate()
-        delta = options.delta or clients**-1.1
+        rate, delta = self.pieces.sampling_rate(), self.pieces.delta
         self.workspace.progress.note(f"finding the noise that keeps within epsilon {options.epsilon:g} ...")
         noise = noise_for(options.epsilon, sampling_rate=rate, rounds=options.rounds, delta=delta)
         privacy = Privacy(
@@ -236,9 +235,9 @@ class _Federation:
             clip=options.update_clip,
             sampling_rate=rate,
             rounds=options.rounds,
-            population=clients,
+            population=len(self.pieces.rows_C),
             accountant=ACCOUNTANT,
-            note=self.promise(),
+            note=_SIMULATED + (f" {_SEEN}" if self.seen_before() else ""),
         )
         return self.pieces.private_algorithm(noise), privacy
 
@@ -343,8 +342,8 @@ class _Federation:
             for_what = (
                 "for hostile" if isinstance(algorithm.aggregator, Guarded) else "out of each number at either end"
             )
-            too_few = "" if taken else ": too few answer to hold against anybody"
-            notes.append(f"{self.options.aggregator} takes {taken} of a round's {answers} clients {for_what}{too_few}.")
+            none = "" if taken else ", so it holds against none"
+            notes.append(f"{self.options.aggregator} takes {taken} of a round's {answers} clients {for_what}{none}.")
         if self.options.freeze == "embedding" and self.checkpoint.featurizer.modality != "text":
             notes.append("--freeze embedding was ignored: a model of numbers has none.")
         untrained = [client for client in self.test.by_client if client not in self.examples]
@@ -363,30 +362,26 @@ class _Federation:
 
     def private_notes(self) -> list[str]:
         """Return what a promise of privacy rests on."""
-        options, clients = self.options, len(self.pieces.rows_C)
-        delta = options.delta or clients**-1.1
-        rate = self.pieces.sampling_rate()
-        notes = [
-            self.promise(),
-            f"With --epsilon a round's clients are drawn each by itself (Poisson): {rate * clients:g} on average.",
-        ]
+        options, delta = self.options, self.pieces.delta
+        drawn = self.pieces.sampling_rate() * len(self.pieces.rows_C)
+        notes = [f"With --epsilon a round's clients are drawn each by itself (Poisson): {drawn:g} on average."]
         if delta > _LARGE_DELTA:
+            more = "" if options.delta else ", and more clients or a larger epsilon"
             notes.append(
-                f"Delta, the chance that the promise doesn't hold, is {delta:.1e}: with {clients} clients epsilon says "
-                f"little. Give a --delta of {_LARGE_DELTA:g} or less, and more clients or a larger epsilon."
+                f"Delta, the chance that the promise doesn't hold, is {delta:.1e}: epsilon says little. Give a --delta "
+                f"of {_LARGE_DELTA:g} or less{more}."
             )
         if options.server_optimizer == "sgd" and options.server_momentum:
             notes.append("The server's momentum adds the noise of many rounds up: --server-momentum 0 does not.")
         return notes
 
-    def promise(self) -> str:
-        """Return what the promise of privacy leaves out."""
-        return _SIMULATED + (f" {_SEEN}" if self.seen_before() else "")
-
     def idle(self, records: Sequence[RoundRow]) -> list[str]:
-        """Return whether rounds went by without a step; with privacy or a buffer there is always one."""
-        least = 0 if self.options.epsilon or self.options.buffer else self.options.min_replies
-        idle = sum(record.clients - len(record.failed) < least for record in records)
+        """Return whether rounds went by without a step; with privacy there is always one, if only of noise."""
+        if self.options.epsilon:
+            noise = sum(record.clients == len(record.failed) > 0 for record in records)
+            said = f"In {noise} of {len(records)} rounds no answer could be used: the step was of noise alone."
+            return [said] if noise else []
+        idle = sum(record.clients - len(record.failed) < self.options.min_replies for record in records)
         begun_with = ": the model is the one that it began with" if idle == len(records) else ""
         return [f"In {idle} of {len(records)} rounds too few answered for a step{begun_with}."] if idle else []
 
