@@ -43,6 +43,7 @@ _AT_HOME = (
     "are neither clipped nor noised."
 )
 _LARGE_DELTA = 1e-3
+"""From here on the chance that a promise of privacy doesn't hold outweighs a small epsilon."""
 _LEARNED = ("train", "source", "unlabelled")
 _SEEN = (
     "An earlier stage of this model has learned from the same file of rows, all in one place and without noise: what "
@@ -304,9 +305,10 @@ class _Federation:
         load_weights(self.model, start)
         rows = self.test.by_client
         alone, diverged = measure_alone(local, self.examples, start, before, rows, seed, self.pieces.processes)
+        best = ", of which the best is kept," if self.valid else ""
         facts["notes"].append(
-            f"The controls go by epochs, not by --rounds: {epochs} with all rows in one place, of which the best is "
-            f"kept, and {ALONE_EPOCHS} for each client alone."
+            f"The controls go by epochs, not by --rounds: {epochs} with all rows in one place{best} and {ALONE_EPOCHS} "
+            "for each client alone."
         )
         if diverged:
             facts["notes"].append(
